@@ -1,0 +1,147 @@
+//! The port to the maps: what can be read from them, what can be done to them.
+//!
+//! Three implementations: `pinned` (the kernel's maps), `fake` (memory) and `faulty` (memory that
+//! fails on purpose, to prove that reconciliation converges).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use lbxdp_common::{
+    AddressFlags, Backend, Descriptor, FrontendInfo, TableBlock, limits::TABLE_BLOCKS,
+};
+
+use crate::model::{Family, FrontendAddr};
+
+/// A value of `backends_v4` or `backends_v6`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendEntry {
+    /// IPv4.
+    V4(Backend<[u8; 4]>),
+    /// IPv6.
+    V6(Backend<[u8; 16]>),
+}
+
+/// One change to one map. Repeating an operation that was carried out changes nothing, and
+/// removing what is not there succeeds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MapOp {
+    /// Fills or (with [`lbxdp_common::Backend::port`] zero) empties a backend slot.
+    SetBackend {
+        /// Backend id within the entry's family.
+        id: u32,
+        /// The value.
+        backend: BackendEntry,
+    },
+    /// Fills a range of the table slab.
+    WriteTable {
+        /// First block.
+        first_block: u32,
+        /// Contents.
+        blocks: Vec<TableBlock>,
+    },
+    /// Publishes a descriptor: one aligned store for each of its words.
+    SetDescriptor {
+        /// Family of the frontend.
+        family: Family,
+        /// Frontend id.
+        id: u32,
+        /// The value; all zero unpublishes.
+        descriptor: Descriptor,
+    },
+    /// Names a frontend id, or un-names it with [`FrontendInfo::UNUSED`].
+    SetInfo {
+        /// Family of the frontend.
+        family: Family,
+        /// Frontend id.
+        id: u32,
+        /// The value.
+        info: Box<FrontendInfo>,
+    },
+    /// Zeroes the statistics of a frontend id before its first use.
+    ResetStats {
+        /// Family of the frontend.
+        family: Family,
+        /// Frontend id.
+        id: u32,
+    },
+    /// Lets packets find a frontend.
+    InsertFrontend {
+        /// What identifies it.
+        addr: FrontendAddr,
+        /// Its id.
+        id: u32,
+    },
+    /// Hides a frontend from new flows.
+    RemoveFrontend {
+        /// What identifies it.
+        addr: FrontendAddr,
+    },
+    /// Says what an address is.
+    SetAddress {
+        /// The address.
+        addr: IpAddr,
+        /// What it is.
+        flags: AddressFlags,
+    },
+    /// Makes an address nobody's.
+    RemoveAddress {
+        /// The address.
+        addr: IpAddr,
+    },
+}
+
+/// What the maps hold: read once at the start, then kept in step with the operations applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actual {
+    /// Frontend ids.
+    pub frontends: BTreeMap<FrontendAddr, u32>,
+    /// Descriptors that are not all zero.
+    pub descriptors: BTreeMap<(Family, u32), Descriptor>,
+    /// Names in use.
+    pub infos: BTreeMap<(Family, u32), FrontendInfo>,
+    /// Backends whose port is not zero.
+    pub backends: BTreeMap<(Family, u32), BackendEntry>,
+    /// Addresses.
+    pub addresses: BTreeMap<IpAddr, AddressFlags>,
+    /// The whole table slab, `TABLE_BLOCKS` long.
+    pub tables: Vec<TableBlock>,
+}
+
+impl Default for Actual {
+    fn default() -> Self {
+        Self {
+            frontends: BTreeMap::new(),
+            descriptors: BTreeMap::new(),
+            infos: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            tables: vec![TableBlock { slots: [0; lbxdp_common::TABLE_BLOCK] }; TABLE_BLOCKS],
+        }
+    }
+}
+
+/// An operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("map {map}: {key}: {source}")]
+pub struct MapError {
+    /// Name of the map.
+    pub map: &'static str,
+    /// The key, for people.
+    pub key: String,
+    /// What the kernel said.
+    pub source: std::io::Error,
+}
+
+/// The maps.
+pub trait Maps {
+    /// Reads everything.
+    fn read(&self) -> Result<Actual, MapError>;
+
+    /// Carries out `ops` in their order and stops at the first failure, so that no frontend is
+    /// published before its table. Returns how many were carried out, and the failure.
+    fn apply(&mut self, ops: &[MapOp]) -> (usize, Option<MapError>);
+
+    /// Addresses, of frontends and of backends, that flows which are not over still use. Decides
+    /// when a tombstone goes and when a backend's id and address are free again.
+    fn flow_addresses(&self) -> Result<BTreeSet<IpAddr>, MapError>;
+}

@@ -1,0 +1,8 @@
+//! The lbxdp agent: sources → index → plan → reconcile → apply.
+//!
+//! `source` reads manifests, `index` turns them into what should be served, `plan` compares that
+//! with what is programmed and orders the map operations, `apply` carries them out. Only
+//! `apply` and `attach` speak aya; everything between the edges is pure.
+
+pub mod apply;
+pub mod model;

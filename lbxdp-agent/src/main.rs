@@ -1,0 +1,2 @@
+//! The lbxdp agent.
+fn main() {}

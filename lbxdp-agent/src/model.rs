@@ -1,0 +1,188 @@
+//! What the parts of the agent hand each other: the desired state, free of Kubernetes and of BPF.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use lbxdp_common::{FrontendKind, IPPROTO_TCP, IPPROTO_UDP};
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub const fn of(addr: IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// Transport protocol of a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// Transmission Control Protocol.
+    Tcp,
+    /// User Datagram Protocol.
+    Udp,
+}
+
+impl Protocol {
+    /// IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => IPPROTO_TCP,
+            Self::Udp => IPPROTO_UDP,
+        }
+    }
+
+    /// The protocol with this IANA number.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            IPPROTO_TCP => Some(Self::Tcp),
+            IPPROTO_UDP => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// What identifies a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrontendAddr {
+    /// Address clients send to.
+    pub addr: IpAddr,
+    /// Port clients send to.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for FrontendAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.addr, self.port), self.protocol)
+    }
+}
+
+/// One port of one Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePortName {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub service: String,
+    /// Port name, or the port number where the Service has a single nameless port.
+    pub port: String,
+}
+
+impl fmt::Display for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}:{}", self.namespace, self.service, self.port)
+    }
+}
+
+/// What a client of a frontend may reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoints {
+    /// One of these, never empty, all of the frontend's family.
+    Serve(BTreeSet<SocketAddr>),
+    /// No endpoint anywhere: refuse.
+    Reject,
+    /// Endpoints, but none that the traffic policy allows: silence.
+    Drop,
+}
+
+/// A frontend and its choices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// Which of the Service's addresses it is.
+    pub kind: FrontendKind,
+    /// The Service port it belongs to.
+    pub name: ServicePortName,
+    /// For packets that come from outside the node.
+    pub external: Endpoints,
+    /// For clients on this node.
+    pub internal: Endpoints,
+}
+
+/// Everything the maps should hold, as the manifests say it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Frontends by what identifies them.
+    pub frontends: BTreeMap<FrontendAddr, Frontend>,
+    /// Backends on this node, among those that `frontends` name.
+    pub local_backends: BTreeSet<SocketAddr>,
+}
+
+/// What only the running node knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// The addresses of this node's devices, loopback and link-local ones left out.
+    pub addresses: BTreeSet<IpAddr>,
+    /// For remote backends: the preferred source of the route to them. A backend without a route
+    /// is absent.
+    pub snat_sources: BTreeMap<IpAddr, IpAddr>,
+}
+
+/// How bad a [`Problem`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Something is not served as written.
+    Warning,
+    /// The object, or the part of it that is named, is ignored.
+    Error,
+}
+
+/// Bad input: which object in which file, which field, and what is wrong. Everything else keeps
+/// being served.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// How bad it is.
+    pub severity: Severity,
+    /// File, or another origin; empty where the object has none.
+    pub origin: String,
+    /// `Kind namespace/name`, or the position of a document that has no name.
+    pub object: String,
+    /// Path of the field, such as `spec.ports[0].port`; empty for the whole object.
+    pub field: String,
+    /// What is wrong and what follows from it.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { severity: _, origin, object, field, message } = self;
+        if !origin.is_empty() {
+            write!(f, "{origin}: ")?;
+        }
+        write!(f, "{object}")?;
+        if !field.is_empty() {
+            write!(f, ": {field}")?;
+        }
+        write!(f, ": {message}")
+    }
+}

@@ -1,0 +1,35 @@
+//! Backends: where packets go.
+
+/// Value of `backends_v4` and `backends_v6`, indexed by backend id. Ids are stable over agent
+/// restarts.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend<A> {
+    /// Address of the backend, network order.
+    pub addr: A,
+    /// Source of packets to a remote backend: the preferred source of the route to it. Unused
+    /// for a local one.
+    pub snat_addr: A,
+    /// Port, host order; zero when the id is unused.
+    pub port: u16,
+    /// Union of the constants of this type.
+    pub flags: u16,
+    /// Always zero.
+    pub _pad: u32,
+}
+
+impl<A> Backend<A> {
+    /// The backend is on this node: its packets go up the stack and keep their source.
+    pub const LOCAL: u16 = 1;
+
+    /// Whether the backend is on this node.
+    #[inline(always)]
+    pub const fn is_local(&self) -> bool {
+        self.flags & Self::LOCAL != 0
+    }
+}
+
+const _: () = {
+    assert!(size_of::<Backend<[u8; 4]>>() == 16);
+    assert!(size_of::<Backend<[u8; 16]>>() == 40);
+};

@@ -1,0 +1,43 @@
+//! What the programs did, other than dropping. Append-only like the drop reasons.
+
+use crate::drop_reason::numbered;
+
+numbered! {
+    /// One per-CPU counter in `counters` each.
+    Counter {
+        /// A packet met a live flow.
+        FlowHit = 0 "flow_hit",
+        /// A flow was created.
+        FlowNew = 1 "flow_new",
+        /// An entry whose time was over was found and removed.
+        FlowExpired = 2 "flow_expired",
+        /// The missing half of a flow was put back.
+        FlowRestored = 3 "flow_restored",
+        /// A half was ended because its other half belongs to another flow by now.
+        FlowBroken = 4 "flow_broken",
+        /// The source port of a flow to a local backend was changed, because its reply would have
+        /// been another flow's.
+        PortChanged = 5 "port_changed",
+        /// Translated and handed up the stack.
+        PassedLocal = 6 "passed_local",
+        /// Translated and sent back out of the same device by XDP.
+        Transmitted = 7 "transmitted",
+        /// Translated and sent out of another device by XDP.
+        Redirected = 8 "redirected",
+        /// Left as it was for tc ingress to finish.
+        Deferred = 9 "deferred",
+        /// Translated at tc ingress and sent to its next hop.
+        RedirectedNeigh = 10 "redirected_neigh",
+        /// A local backend's reply that got its frontend's address at tc egress.
+        ReplyTranslated = 11 "reply_translated",
+        /// A frame for another machine, left alone.
+        ForeignMac = 12 "foreign_mac",
+        /// An ICMP or ICMPv6 error was sent.
+        IcmpSent = 13 "icmp_sent",
+        /// An ICMP or ICMPv6 error was due but over the rate.
+        IcmpSuppressed = 14 "icmp_suppressed",
+    }
+}
+
+/// Entries of the `counters` map: room for counters to come.
+pub const SLOTS: usize = 64;

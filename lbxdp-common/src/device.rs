@@ -1,0 +1,32 @@
+//! Network devices as the programs need to know them.
+
+/// Value of `devices`, keyed by interface index.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Hardware address: only frames to it are translated, because a flooding switch shows a
+    /// frame to every node.
+    pub mac: [u8; 6],
+    /// Union of the constants of this type.
+    pub flags: u16,
+    /// Interface index of the physical device under a VLAN device, else zero.
+    pub parent: u32,
+    /// VLAN ids of frames for this device on `parent`, outermost first; zero where there is none.
+    pub vlan: [u16; 2],
+}
+
+impl Device {
+    /// XDP programs of other devices may redirect to it (`NETDEV_XDP_ACT_NDO_XMIT`, 6.3+; before,
+    /// devices that carry the native program).
+    pub const XMIT: u16 = 1;
+    /// Its own XDP program may transmit on it. A veth needs NAPI on its peer for that.
+    pub const TX: u16 = 1 << 1;
+
+    /// Whether any of `flags` is set.
+    #[inline(always)]
+    pub const fn has(&self, flags: u16) -> bool {
+        self.flags & flags != 0
+    }
+}
+
+const _: () = assert!(size_of::<Device>() == 16);

@@ -1,0 +1,179 @@
+//! Flows: one entry for each direction of a translated connection.
+
+use crate::Octets;
+
+/// A packet's addresses and ports as it arrives, the key of `flows_v4` and `flows_v6`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FlowKey<A> {
+    /// Source address, network order.
+    pub src: A,
+    /// Destination address, network order.
+    pub dst: A,
+    /// Source port, host order.
+    pub src_port: u16,
+    /// Destination port, host order.
+    pub dst_port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Always zero.
+    pub _pad: [u8; 3],
+}
+
+/// Where an entry may be used. A packet that meets an entry at another hook passes untouched, so
+/// that a reply forged outside the node cannot borrow the translation of a local backend's.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// XDP or tc ingress: packets that come from outside the node.
+    Ingress = 1,
+    /// tc egress: packets that leave the node.
+    Egress = 2,
+}
+
+/// Life of a flow; both entries carry the same.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowState {
+    /// TCP, the client's handshake is not complete.
+    Syn = 1,
+    /// TCP, established.
+    Established = 2,
+    /// TCP, both sides sent FIN or one sent RST.
+    Closing = 3,
+    /// UDP.
+    Datagram = 4,
+}
+
+impl FlowState {
+    /// Nanoseconds without a packet after which a flow in this state is over.
+    #[inline(always)]
+    pub const fn timeout_ns(state: u8) -> u64 {
+        const SECOND: u64 = 1_000_000_000;
+        if state == Self::Established as u8 {
+            8_000 * SECOND
+        } else if state == Self::Closing as u8 {
+            10 * SECOND
+        } else {
+            60 * SECOND
+        }
+    }
+
+    /// The name users see.
+    pub const fn name(state: u8) -> &'static str {
+        match state {
+            1 => "SYN",
+            2 => "ESTABLISHED",
+            3 => "CLOSING",
+            4 => "DATAGRAM",
+            _ => "UNKNOWN",
+        }
+    }
+}
+
+/// What a packet of the key becomes, the value of `flows_v4` and `flows_v6`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow<A> {
+    /// Source address after translation, network order.
+    pub src: A,
+    /// Destination address after translation, network order.
+    pub dst: A,
+    /// Source port after translation, host order.
+    pub src_port: u16,
+    /// Destination port after translation, host order.
+    pub dst_port: u16,
+    /// Frontend id, for statistics.
+    pub frontend: u32,
+    /// Backend id that was chosen.
+    pub backend: u32,
+    /// A [`FlowState`] number.
+    pub state: u8,
+    /// A [`Hook`] number: where this entry is valid.
+    pub hook: u8,
+    /// Union of the constants of this type.
+    pub flags: u8,
+    /// Always zero.
+    pub _pad: u8,
+    /// Last packet of either direction, nanoseconds of `CLOCK_MONOTONIC_COARSE`; refreshed at
+    /// most once a second.
+    pub last_seen: u64,
+}
+
+impl<A> Flow<A> {
+    /// The entry translates replies, towards the client.
+    pub const REPLY: u8 = 1;
+    /// The backend is on this node: the translated packet goes up the stack.
+    pub const LOCAL: u8 = 1 << 1;
+    /// The client has sent FIN.
+    pub const CLIENT_FIN: u8 = 1 << 2;
+    /// The backend has sent FIN.
+    pub const BACKEND_FIN: u8 = 1 << 3;
+    /// The backend has answered.
+    pub const ANSWERED: u8 = 1 << 4;
+    /// Flags that both entries of a flow share.
+    pub const SHARED: u8 = Self::LOCAL | Self::CLIENT_FIN | Self::BACKEND_FIN | Self::ANSWERED;
+
+    /// Whether any of `flags` is set.
+    #[inline(always)]
+    pub const fn has(&self, flags: u8) -> bool {
+        self.flags & flags != 0
+    }
+
+    /// Whether the flow was over at `now` (the clock of `last_seen`).
+    #[inline(always)]
+    pub const fn expired(&self, now: u64) -> bool {
+        now.saturating_sub(self.last_seen) > FlowState::timeout_ns(self.state)
+    }
+}
+
+impl<A: Octets> Flow<A> {
+    /// The key of the opposite direction: the reply to what a packet of `key` became.
+    #[inline(always)]
+    pub fn sibling_key(&self, key: &FlowKey<A>) -> FlowKey<A> {
+        FlowKey {
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol: key.protocol,
+            _pad: [0; 3],
+        }
+    }
+
+    /// Whether `self`, found under the sibling key of `key`, really undoes the translation of
+    /// `key`, and is not an entry that another flow put there since.
+    #[inline(always)]
+    pub fn undoes(&self, key: &FlowKey<A>) -> bool {
+        self.src == key.dst
+            && self.dst == key.src
+            && self.src_port == key.dst_port
+            && self.dst_port == key.src_port
+    }
+}
+
+/// The finaliser of MurmurHash3: every input bit reaches every output bit.
+#[inline(always)]
+pub(crate) const fn mix(mut word: u64) -> u64 {
+    word ^= word >> 33;
+    word = word.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    word ^= word >> 33;
+    word = word.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    word ^ (word >> 33)
+}
+
+/// Hash of a packet for the choice of a slot. It has no seed: any node makes the same choice, so
+/// a flow survives the loss of the node it entered by.
+#[inline(always)]
+pub fn flow_hash<A: Octets>(key: &FlowKey<A>) -> u32 {
+    let ports = (key.src_port as u64) << 48 | (key.dst_port as u64) << 32 | key.protocol as u64;
+    let word = mix(key.src.fold().wrapping_add(ports)).wrapping_add(key.dst.fold());
+    (mix(word) >> 32) as u32
+}
+
+const _: () = {
+    assert!(size_of::<FlowKey<[u8; 4]>>() == 16);
+    assert!(size_of::<FlowKey<[u8; 16]>>() == 40);
+    assert!(size_of::<Flow<[u8; 4]>>() == 32);
+    assert!(size_of::<Flow<[u8; 16]>>() == 56);
+};

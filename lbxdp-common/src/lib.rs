@@ -1,0 +1,43 @@
+//! What the kernel programs and the agent share: map keys and values, drop reasons, counters,
+//! the flow hash and the ABI version.
+//!
+//! Every type is `repr(C)` without padding, its size asserted below, so that two compilers
+//! never disagree and no uninitialised byte becomes part of a hash key. Addresses are byte
+//! arrays and ports are in host order, so that `bpftool map dump` reads by eye.
+//!
+//! There is no `bool`, `enum` or `Option` in a map: any bit pattern the kernel hands back must
+//! be a valid value.
+#![cfg_attr(not(feature = "user"), no_std)]
+
+pub mod backend;
+pub mod counter;
+pub mod device;
+pub mod drop_reason;
+pub mod family;
+pub mod flow;
+pub mod frontend;
+pub mod limits;
+
+#[cfg(feature = "user")]
+mod pod;
+
+pub use backend::Backend;
+pub use counter::Counter;
+pub use device::Device;
+pub use drop_reason::DropReason;
+pub use family::Octets;
+pub use flow::{Flow, FlowKey, FlowState, Hook, flow_hash};
+pub use frontend::{
+    AddressFlags, Descriptor, FrontendInfo, FrontendKey, FrontendKind, FrontendStats, TABLE_BLOCK,
+    TableBlock, TablePolicy, TableRef,
+};
+
+/// Version of the map layout. It names the pin directory (`/sys/fs/bpf/lbxdp/v1`), so two
+/// layouts never meet in one map. Any change to a type of this crate that reaches a map needs
+/// a new number.
+pub const ABI_VERSION: u32 = 1;
+
+/// IANA protocol number of TCP.
+pub const IPPROTO_TCP: u8 = 6;
+/// IANA protocol number of UDP.
+pub const IPPROTO_UDP: u8 = 17;

@@ -1,0 +1,15 @@
+//! Map capacities, in entries. One place, so that the memory limit of a container can be
+//! computed from it (map memory is charged to the pod that creates the maps).
+
+/// Frontends of one family; also the number of descriptors, names and statistics per family.
+pub const MAX_FRONTENDS: usize = 65_536;
+/// Backends of one family.
+pub const MAX_BACKENDS: usize = 65_536;
+/// Destination addresses of one family that the programs look at.
+pub const MAX_ADDRESSES: usize = 131_072;
+/// Blocks of [`crate::TABLE_BLOCK`] slots in the slab of Maglev tables (both families share it).
+pub const TABLE_BLOCKS: usize = 131_072;
+/// Flow entries of one family; a flow has two, one for each direction.
+pub const MAX_FLOWS: usize = 262_144;
+/// Network devices the programs may be attached to or send to.
+pub const MAX_DEVICES: usize = 1_024;

@@ -1,0 +1,30 @@
+//! `aya::Pod` for the agent's side.
+
+use aya::Pod;
+
+use crate::{
+    AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FrontendInfo, FrontendKey,
+    FrontendStats, Octets, TableBlock,
+};
+
+// SAFETY: each type is `repr(C)` of integers and byte arrays without padding (sizes are asserted
+// where they are defined), so every bit pattern is a value.
+unsafe impl Pod for AddressFlags {}
+// SAFETY: as above.
+unsafe impl Pod for TableBlock {}
+// SAFETY: as above.
+unsafe impl Pod for Descriptor {}
+// SAFETY: as above.
+unsafe impl Pod for FrontendInfo {}
+// SAFETY: as above.
+unsafe impl Pod for FrontendStats {}
+// SAFETY: as above.
+unsafe impl Pod for Device {}
+// SAFETY: as above.
+unsafe impl<A: Octets> Pod for FrontendKey<A> {}
+// SAFETY: as above.
+unsafe impl<A: Octets> Pod for FlowKey<A> {}
+// SAFETY: as above.
+unsafe impl<A: Octets> Pod for Flow<A> {}
+// SAFETY: as above.
+unsafe impl<A: Octets> Pod for Backend<A> {}

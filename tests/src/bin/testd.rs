@@ -1,0 +1,2 @@
+//! Test servers and clients.
+fn main() {}
