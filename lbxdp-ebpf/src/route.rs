@@ -62,9 +62,8 @@ pub fn lookup<F: Family>(
     params.__bindgen_anon_1.tot_len = len as u16;
     F::route_between(params, &flow.src, &flow.dst);
     // SAFETY: `ctx` is the kernel's context, `params` is as large as said.
-    let answer = unsafe {
-        generated::bpf_fib_lookup(ctx, params, size_of::<bpf_fib_lookup>() as i32, 0)
-    };
+    let answer =
+        unsafe { generated::bpf_fib_lookup(ctx, params, size_of::<bpf_fib_lookup>() as i32, 0) };
     match u32::try_from(answer) {
         Ok(BPF_FIB_LKUP_RET_SUCCESS) => {
             Route::Hop { ifindex: params.ifindex, dst: params.dmac, src: params.smac }
@@ -76,9 +75,7 @@ pub fn lookup<F: Family>(
             Route::TooBig(u32::from(unsafe { params.__bindgen_anon_1.mtu_result }))
         }
         Ok(
-            BPF_FIB_LKUP_RET_BLACKHOLE
-            | BPF_FIB_LKUP_RET_UNREACHABLE
-            | BPF_FIB_LKUP_RET_PROHIBIT,
+            BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT,
         ) => Route::None(DropReason::NoRoute),
         Ok(BPF_FIB_LKUP_RET_FWD_DISABLED) => Route::None(DropReason::ForwardingDisabled),
         _ => Route::Unsupported,

@@ -109,11 +109,7 @@ fn way_out(frame: &Frame, device: Device, ifindex: u32, out: u32) -> Option<Outc
 
 /// Translates a packet whose next stop is this host.
 #[inline(always)]
-fn up<F: Family>(
-    packet: &XdpPacket,
-    segment: &Segment<F::Addr>,
-    flow: &Flow<F::Addr>,
-) -> Outcome {
+fn up<F: Family>(packet: &XdpPacket, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> Outcome {
     if packet.translate::<F>(segment, flow) {
         account::<F>(packet, segment, flow);
         Outcome::Translated

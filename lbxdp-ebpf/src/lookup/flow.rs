@@ -54,8 +54,7 @@ pub fn follow<F: Family>(work: &mut Work<F::Addr>, hook: Hook, now: u64) -> bool
     // SAFETY: as above.
     let is_mine = sibling.map(|sibling| unsafe { (*sibling).undoes(key) });
 
-    let reopened =
-        flow.state == FlowState::Closing as u8 && segment.tcp_flags & (SYN | ACK) == SYN;
+    let reopened = flow.state == FlowState::Closing as u8 && segment.tcp_flags & (SYN | ACK) == SYN;
     if flow.expired(now) || reopened {
         remove::<F>(key);
         if is_mine == Some(true) {
@@ -118,11 +117,8 @@ fn advance<A>(flow: &Flow<A>, protocol: u8, tcp_flags: u8) -> (u8, u8) {
         return (state, flags);
     }
     if tcp_flags & FIN != 0 {
-        flags |= if flow.has(Flow::<A>::REPLY) {
-            Flow::<A>::BACKEND_FIN
-        } else {
-            Flow::<A>::CLIENT_FIN
-        };
+        flags |=
+            if flow.has(Flow::<A>::REPLY) { Flow::<A>::BACKEND_FIN } else { Flow::<A>::CLIENT_FIN };
     }
     let fins = Flow::<A>::BACKEND_FIN | Flow::<A>::CLIENT_FIN;
     if tcp_flags & RST != 0 || flags & fins == fins {
@@ -140,8 +136,7 @@ fn advance<A>(flow: &Flow<A>, protocol: u8, tcp_flags: u8) -> (u8, u8) {
 /// Makes `reply` the entry that undoes `flow`, found under `key`.
 #[inline(always)]
 fn invert<F: Family>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, reply: &mut Flow<F::Addr>) {
-    let is_local_request =
-        flow.has(Flow::<F::Addr>::LOCAL) && flow.hook == Hook::Ingress as u8;
+    let is_local_request = flow.has(Flow::<F::Addr>::LOCAL) && flow.hook == Hook::Ingress as u8;
     *reply = *flow;
     reply.src = key.dst;
     reply.dst = key.src;

@@ -10,9 +10,7 @@ use aya_ebpf::{
 use lbxdp_common::{
     AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FrontendInfo, FrontendKey,
     FrontendStats, TableBlock, counter, drop_reason,
-    limits::{
-        MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, TABLE_BLOCKS,
-    },
+    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, TABLE_BLOCKS},
 };
 
 use crate::work::Work;

@@ -1,8 +1,8 @@
 //! Packet bytes: the one unsafe accessor, and the contexts it works on.
 
+pub mod skb;
 #[cfg(test)]
 pub mod slice;
-pub mod skb;
 pub mod xdp;
 
 /// A packet whose bytes between `start` and `end` can be read in place.
