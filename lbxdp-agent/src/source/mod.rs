@@ -6,6 +6,7 @@ mod files;
 mod locate;
 pub mod manifests;
 mod parse;
+mod unknown;
 mod watch;
 
 use std::fmt;

@@ -9,12 +9,14 @@ use k8s_openapi::Resource;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::documents::{self, Document};
 use super::files::{Format, MAX_FILE_BYTES};
 use super::locate::faulty_field;
+use super::unknown::unknown_fields;
 use super::{DEFAULT_NAMESPACE, Kind, Object, ObjectId};
 use crate::problem::quoted;
 
@@ -158,7 +160,7 @@ impl Reader {
         }
     }
 
-    fn object<T: DeserializeOwned>(
+    fn object<T: DeserializeOwned + Serialize>(
         &mut self,
         place: &str,
         value: Value,
@@ -178,7 +180,18 @@ impl Reader {
                 let message = format!("a second time in the same file, {place}");
                 self.fault(&id.to_string(), "", message, Lost::Repetition);
             }
-            Ok(object) => self.contents.objects.push(finish(object)),
+            Ok(object) => {
+                // Nodes come from clusters, which may be newer; nobody writes their fields here.
+                if kind != Kind::Node
+                    && let Ok(read) = serde_json::to_value(&object)
+                {
+                    for field in unknown_fields(&value, &read) {
+                        let message = "unknown field".to_owned();
+                        self.fault(&id.to_string(), &field, message, Lost::Nothing);
+                    }
+                }
+                self.contents.objects.push(finish(object));
+            }
         }
     }
 
@@ -412,6 +425,14 @@ mod tests {
             assert!(fault.message.contains(part), "{text}: {}", fault.message);
             assert_eq!(fault.lost, lost, "{text}");
         }
+    }
+
+    #[test]
+    fn a_misspelt_field_is_named_and_the_object_is_used() {
+        let contents = yaml("{apiVersion: v1, kind: Service, metadata: {name: a}, specs: {}}");
+        assert_eq!(ids(&contents), ["Service default/a"]);
+        assert_eq!(faults(&contents), [("Service default/a", "specs", "unknown field")]);
+        assert_eq!(contents.faults[0].lost, Lost::Nothing);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode};
@@ -20,7 +22,8 @@ const RESCAN: Duration = Duration::from_secs(3);
 
 /// Watches the files of `dir`. Cannot fail: without events there is the regular rescan.
 ///
-/// Must be called in a tokio runtime.
+/// Must be called in a tokio runtime, and before the first look at the directory, so that no
+/// change falls between the two.
 pub fn watch(dir: impl Into<PathBuf>) -> Watcher {
     Watcher::new(dir.into(), RESCAN)
 }
@@ -33,6 +36,8 @@ pub struct Watcher {
     notify: Option<RecommendedWatcher>,
     /// Device and inode of the watched directory: it may be removed and made again.
     watched: Option<(u64, u64)>,
+    /// Something happened to the directory itself. The new one may have the old inode number.
+    directory_touched: Arc<AtomicBool>,
     events: mpsc::Receiver<()>,
     rescan: tokio::time::Interval,
     /// First event and end of the quiet time of a burst. Kept here, so that a cancelled
@@ -44,8 +49,13 @@ impl Watcher {
     fn new(dir: PathBuf, rescan: Duration) -> Self {
         // One slot is enough: an event says "look again", not what to look at.
         let (sender, events) = mpsc::channel(1);
+        let directory_touched = Arc::new(AtomicBool::new(false));
+        let (touched, path) = (Arc::clone(&directory_touched), dir.clone());
         let notify = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            if event.map_or(true, |event| may_change_content(event.kind)) {
+            if event.as_ref().map_or(true, |event| may_change_content(event.kind)) {
+                if event.is_ok_and(|event| event.paths.contains(&path)) {
+                    touched.store(true, Ordering::Relaxed);
+                }
                 // Full means that the reader is about to look anyway.
                 let _ = sender.try_send(());
             }
@@ -57,7 +67,9 @@ impl Watcher {
             .ok();
         let mut rescan = interval_at(Instant::now() + rescan, rescan);
         rescan.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut watcher = Self { dir, notify, watched: None, events, rescan, burst: None };
+        let burst = None;
+        let mut watcher =
+            Self { dir, notify, watched: None, directory_touched, events, rescan, burst };
         watcher.follow_directory();
         watcher
     }
@@ -98,7 +110,8 @@ impl Watcher {
     fn follow_directory(&mut self) {
         let Some(notify) = &mut self.notify else { return };
         let present = identity(&self.dir);
-        if present == self.watched {
+        let touched = self.directory_touched.swap(false, Ordering::Relaxed);
+        if present == self.watched && !touched {
             return;
         }
         if self.watched.take().is_some() {
@@ -199,6 +212,21 @@ mod tests {
         while !stays_quiet(&mut watcher).await {}
         fs::write(dir.join("a.yaml"), "x").unwrap();
         assert!(changes(&mut watcher).await);
+    }
+
+    #[tokio::test]
+    async fn a_directory_replaced_within_a_burst_is_followed() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("manifests");
+        fs::create_dir(&dir).unwrap();
+        let mut watcher = Watcher::new(dir.clone(), NEVER);
+        for _ in 0..3 {
+            fs::remove_dir_all(&dir).unwrap();
+            fs::create_dir(&dir).unwrap();
+            assert!(changes(&mut watcher).await);
+            fs::write(dir.join("a.yaml"), "x").unwrap();
+            assert!(changes(&mut watcher).await);
+        }
     }
 
     #[tokio::test]
