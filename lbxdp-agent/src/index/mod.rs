@@ -139,8 +139,9 @@ impl Index {
         if node.is_none() {
             let count = with_node_ports().count();
             if count > 0 {
-                let message =
-                    format!("no such Node: the NodePorts of {count} Services are not served");
+                let message = format!(
+                    "no such Node: NodePorts are not served (Services that want them: {count})"
+                );
                 report.warning("", message);
             }
             return addresses;
@@ -149,8 +150,8 @@ impl Index {
             let count = with_node_ports().filter(|plan| plan.families.contains(&family)).count();
             if count > 0 && !addresses.contains_key(&family) {
                 let message = format!(
-                    "no InternalIP of family {family}: the {family} NodePorts of {count} Services \
-                     are not served"
+                    "no InternalIP of family {family}: its NodePorts are not served (Services that \
+                     want them: {count})"
                 );
                 report.warning("status.addresses", message);
             }

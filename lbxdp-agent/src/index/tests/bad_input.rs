@@ -151,7 +151,8 @@ fn slices_that_cannot_be_used_say_why() {
                 "web",
                 json!({"ports": null, "endpoints": on_nodes(&[("10.0.0.1", false)])}),
             ),
-            "warning: EndpointSlice default/s: ports: empty: the endpoints of the slice are not used",
+            "warning: EndpointSlice default/s: ports: empty: the endpoints of the slice are \
+             not used",
         ),
         (
             slice("s", "web", json!({"ports": [{"name": "http", "port": 80}]})),
@@ -175,8 +176,8 @@ fn slices_that_cannot_be_used_say_why() {
         ),
         (
             slice("s", "web", json!({"ports": [{"port": 1, "protocol": "icmp"}]})),
-            "error: EndpointSlice default/s: ports[0].protocol: \"icmp\" is none of TCP, UDP, SCTP: \
-             this port is not used",
+            "error: EndpointSlice default/s: ports[0].protocol: \"icmp\" is none of TCP, UDP, \
+             SCTP: this port is not used",
         ),
     ] {
         reports(&[web(json!({})), bad], expected);

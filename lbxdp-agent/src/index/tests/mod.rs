@@ -86,7 +86,8 @@ fn web(more: Value) -> Sourced<Object> {
 /// A load balancer `web` with NodePort 30080 and address 192.0.2.1.
 fn web_balancer(more: Value) -> Sourced<Object> {
     let spec = json!({
-        "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80, "nodePort": 30080}],
+        "type": "LoadBalancer", "clusterIP": "10.96.0.1",
+        "ports": [{"port": 80, "nodePort": 30080}],
     });
     balanced("web", merge(spec, more), json!([{"ip": "192.0.2.1"}]))
 }
@@ -105,7 +106,10 @@ fn web_slice(endpoints: &[(&str, bool)]) -> Sourced<Object> {
 }
 
 fn on_nodes(endpoints: &[(&str, bool)]) -> Value {
-    let endpoint = |(addr, local): &(&str, bool)| json!({"addresses": [addr], "nodeName": if *local { NODE } else { "node-2" }});
+    let endpoint = |(addr, local): &(&str, bool)| {
+        let node = if *local { NODE } else { "node-2" };
+        json!({"addresses": [addr], "nodeName": node})
+    };
     endpoints.iter().map(endpoint).collect()
 }
 

@@ -175,7 +175,9 @@ proptest! {
             for endpoints in [external, internal] {
                 if let Endpoints::Serve(addrs) = endpoints {
                     prop_assert!(!addrs.is_empty());
-                    prop_assert!(addrs.iter().all(|a| a.is_ipv4() == addr.addr.is_ipv4() && a.port() != 0));
+                    let fits = |a: &std::net::SocketAddr| {
+ a.is_ipv4() == addr.addr.is_ipv4() && a.port() != 0 };
+prop_assert!(addrs.iter().all(fits));
                 }
             }
         }

@@ -153,8 +153,8 @@ fn a_load_balancer_may_have_no_node_port() {
 
 #[test]
 fn node_ports_without_a_node_are_reported_once() {
-    let expected =
-        "warning: Node node-1: : no such Node: the NodePorts of 1 Services are not served";
+    let expected = "warning: Node node-1: : no such Node: NodePorts are not served \
+                    (Services that want them: 1)";
     assert_eq!(problems(&[web_balancer(json!({}))]), [expected]);
     assert_eq!(frontends(&[web_balancer(json!({}))]).len(), 2);
     assert_eq!(problems(&[web(json!({}))]), NOTHING);
@@ -163,8 +163,8 @@ fn node_ports_without_a_node_are_reported_once() {
 #[test]
 fn node_ports_without_an_address_are_reported() {
     let objects = [web_balancer(json!({})), node(&[("ExternalIP", "203.0.113.1")])];
-    let expected = "warning: Node node-1: status.addresses: no InternalIP of family IPv4: the IPv4 \
-                    NodePorts of 1 Services are not served";
+    let expected = "warning: Node node-1: status.addresses: no InternalIP of family IPv4: its \
+                    NodePorts are not served (Services that want them: 1)";
     assert_eq!(problems(&objects), [expected]);
     assert_eq!(frontends(&objects).len(), 2);
 }
