@@ -5,4 +5,7 @@
 //! `apply` and `attach` speak aya; everything between the edges is pure.
 
 pub mod apply;
+pub mod index;
 pub mod model;
+pub mod problem;
+pub mod source;
