@@ -5,4 +5,6 @@
 //! `apply` and `attach` speak aya; everything between the edges is pure.
 
 pub mod apply;
+pub mod object;
+pub mod sys;
 pub mod model;
