@@ -5,6 +5,8 @@
 //! `apply` and `attach` speak aya; everything between the edges is pure.
 
 pub mod apply;
+pub mod netlink;
 pub mod object;
+pub mod pins;
 pub mod sys;
 pub mod model;
