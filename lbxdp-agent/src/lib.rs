@@ -9,4 +9,5 @@ pub mod netlink;
 pub mod object;
 pub mod pins;
 pub mod sys;
+pub mod device;
 pub mod model;
