@@ -5,9 +5,10 @@
 //! `apply` and `attach` speak aya; everything between the edges is pure.
 
 pub mod apply;
+pub mod attach;
+pub mod device;
+pub mod model;
 pub mod netlink;
 pub mod object;
 pub mod pins;
 pub mod sys;
-pub mod device;
-pub mod model;

@@ -336,7 +336,6 @@ pub struct MmapArray<T> {
     base: NonNull<AtomicU64>,
     bytes: usize,
     len: u32,
-    access: Access,
     _element: PhantomData<T>,
 }
 
@@ -352,8 +351,8 @@ impl<T: Pod> MmapArray<T> {
         size_of::<T>() / 8
     };
 
-    /// Maps the array `map`, which may be closed afterwards.
-    pub fn new(map: impl AsFd, access: Access) -> io::Result<Self> {
+    /// Maps the array `map`, opened for reading and writing; it may be closed afterwards.
+    pub fn new(map: impl AsFd) -> io::Result<Self> {
         let map = map.as_fd();
         let described = map_info(map)?;
         expect_sizes::<u32, T>(&described)?;
@@ -363,16 +362,12 @@ impl<T: Pod> MmapArray<T> {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a mmapable array"));
         }
         let bytes = described.max_entries as usize * size_of::<T>();
-        let protection = match access {
-            Access::ReadOnly => libc::PROT_READ,
-            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
-        };
         // SAFETY: a new shared mapping at an address of the kernel's choice.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 bytes,
-                protection,
+                libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 map.as_raw_fd(),
                 0,
@@ -382,7 +377,7 @@ impl<T: Pod> MmapArray<T> {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { base, bytes, len: described.max_entries, access, _element: PhantomData })
+        Ok(Self { base, bytes, len: described.max_entries, _element: PhantomData })
     }
 
     /// Number of elements.
@@ -429,9 +424,6 @@ impl<T: Pod> MmapArray<T> {
     }
 
     fn store(&self, index: u32, element: &T, backwards: bool) -> io::Result<()> {
-        if self.access == Access::ReadOnly {
-            return Err(io::ErrorKind::PermissionDenied.into());
-        }
         let words = self.words(index).ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -444,7 +436,11 @@ impl<T: Pod> MmapArray<T> {
             let value = unsafe { from.add(offset).read_unaligned() };
             words[offset].store(value, Ordering::Release);
         };
-        if backwards { (0..Self::WORDS).rev().for_each(store) } else { (0..Self::WORDS).for_each(store) }
+        if backwards {
+            (0..Self::WORDS).rev().for_each(store)
+        } else {
+            (0..Self::WORDS).for_each(store)
+        }
         Ok(())
     }
 }
@@ -466,10 +462,8 @@ pub fn coarse_ns() -> u64 {
 
 /// Waits until one of `fds` is readable or `timeout_ms` have passed; which ones are.
 pub fn poll_readable(fds: &[RawFd], timeout_ms: i32) -> io::Result<Vec<bool>> {
-    let mut polled: Vec<libc::pollfd> = fds
-        .iter()
-        .map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 })
-        .collect();
+    let mut polled: Vec<libc::pollfd> =
+        fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
     // SAFETY: `polled` is a live array of the length that is passed.
     let result =
         unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout_ms) };

@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuArray, PerCpuValues};
 use lbxdp_common::{
     AddressFlags, Backend, Counter, Descriptor, Device, DropReason, Flow, FlowKey, FrontendInfo,
-    FrontendKey, FrontendStats, Octets, TABLE_BLOCK, TableBlock, limits::TABLE_BLOCKS,
+    FrontendKey, FrontendStats, Octets, TableBlock, limits::TABLE_BLOCKS,
 };
 
 use super::{Actual, BackendEntry, MapError, MapOp, Maps};
@@ -57,14 +57,39 @@ where
     M::try_from(map).map_err(io_error).map_err(map_error(name, "the pinned map"))
 }
 
-fn mapped<T: Pod>(
-    pins: &Pins,
-    name: &'static str,
-    access: Access,
-) -> Result<MmapArray<T>, MapError> {
-    sys::obj_get(&pins.map(name), access)
-        .and_then(|fd| MmapArray::new(fd, access))
-        .map_err(map_error(name, pins.map(name).display()))
+/// A mmapable array. The kernel refuses to map what was opened for reading only (a shared mapping
+/// of a read-only file counts as private, and maps take only shared ones), so readers look up.
+enum Shared<T> {
+    Mapped(MmapArray<T>),
+    Lookups(OwnedFd),
+}
+
+impl<T: Pod> Shared<T> {
+    fn open(pins: &Pins, name: &'static str, access: Access) -> Result<Self, MapError> {
+        sys::obj_get(&pins.map(name), access)
+            .and_then(|fd| match access {
+                Access::ReadOnly => Ok(Self::Lookups(fd)),
+                Access::ReadWrite => MmapArray::new(fd).map(Self::Mapped),
+            })
+            .map_err(map_error(name, pins.map(name).display()))
+    }
+
+    fn read(&self) -> io::Result<Vec<T>> {
+        match self {
+            Self::Mapped(array) => Ok((0..array.len()).filter_map(|id| array.read(id)).collect()),
+            Self::Lookups(fd) => {
+                let entries = sys::read_batched::<u32, T>(fd.as_fd())?;
+                Ok(entries.into_iter().map(|(_, value)| value).collect())
+            }
+        }
+    }
+
+    fn mapped(&self) -> io::Result<&MmapArray<T>> {
+        match self {
+            Self::Mapped(array) => Ok(array),
+            Self::Lookups(_) => Err(io::ErrorKind::PermissionDenied.into()),
+        }
+    }
 }
 
 /// A whole hash: in batches, or key by key where the kernel cannot.
@@ -164,8 +189,8 @@ impl<K: Pod, V: Pod> Hash<K, V> {
 struct FamilyMaps<A: Addr> {
     addresses: Hash<A, AddressFlags>,
     frontends: Hash<FrontendKey<A>, u32>,
-    descriptors: MmapArray<Descriptor>,
-    backends: MmapArray<Backend<A>>,
+    descriptors: Shared<Descriptor>,
+    backends: Shared<Backend<A>>,
     names: Array<MapData, FrontendInfo>,
     names_fd: MapData,
     flows: Hash<FlowKey<A>, Flow<A>>,
@@ -177,8 +202,8 @@ impl<A: Addr> FamilyMaps<A> {
         Ok(Self {
             addresses: Hash::open(pins, A::ADDRESSES, access)?,
             frontends: Hash::open(pins, A::FRONTENDS, access)?,
-            descriptors: mapped(pins, A::DESCRIPTORS, access)?,
-            backends: mapped(pins, A::BACKENDS, access)?,
+            descriptors: Shared::open(pins, A::DESCRIPTORS, access)?,
+            backends: Shared::open(pins, A::BACKENDS, access)?,
             names: typed(pins, A::NAMES, access)?,
             names_fd: sys::obj_get(&pins.map(A::NAMES), access)
                 .and_then(|fd| MapData::from_fd(fd).map_err(io_error))
@@ -203,17 +228,16 @@ impl<A: Addr> FamilyMaps<A> {
             };
             actual.frontends.insert(FrontendAddr { addr: addr.ip(), port, protocol }, id);
         }
-        for id in 0..self.descriptors.len() {
-            if let Some(descriptor) = self.descriptors.read(id)
-                && descriptor != Descriptor::default()
-            {
+        let descriptors =
+            self.descriptors.read().map_err(map_error(A::DESCRIPTORS, "all entries"))?;
+        for (id, descriptor) in (0..).zip(descriptors) {
+            if descriptor != Descriptor::default() {
                 actual.descriptors.insert((A::FAMILY, id), descriptor);
             }
         }
-        for id in 0..self.backends.len() {
-            if let Some(backend) = self.backends.read(id)
-                && backend.port != 0
-            {
+        let backends = self.backends.read().map_err(map_error(A::BACKENDS, "all entries"))?;
+        for (id, backend) in (0..).zip(backends) {
+            if backend.port != 0 {
                 actual.backends.insert((A::FAMILY, id), A::entry(backend));
             }
         }
@@ -235,16 +259,21 @@ impl<A: Addr> FamilyMaps<A> {
     /// Packets see a backend's port last when it appears and first when it goes, so that none is
     /// sent to half an address. The port is in the last word.
     fn set_backend(&self, id: u32, backend: &Backend<A>) -> Result<(), MapError> {
-        let stored = if backend.port == 0 {
-            self.backends.write_backwards(id, backend)
-        } else {
-            self.backends.write(id, backend)
-        };
+        let stored = self.backends.mapped().and_then(|backends| {
+            if backend.port == 0 {
+                backends.write_backwards(id, backend)
+            } else {
+                backends.write(id, backend)
+            }
+        });
         stored.map_err(map_error(A::BACKENDS, id))
     }
 
     fn set_descriptor(&self, id: u32, descriptor: &Descriptor) -> Result<(), MapError> {
-        self.descriptors.write(id, descriptor).map_err(map_error(A::DESCRIPTORS, id))
+        self.descriptors
+            .mapped()
+            .and_then(|descriptors| descriptors.write(id, descriptor))
+            .map_err(map_error(A::DESCRIPTORS, id))
     }
 
     fn set_info(&mut self, id: u32, info: &FrontendInfo) -> Result<(), MapError> {
@@ -273,7 +302,12 @@ impl<A: Addr> FamilyMaps<A> {
         }))
     }
 
-    fn insert_frontend(&mut self, addr: A, frontend: &FrontendAddr, id: u32) -> Result<(), MapError> {
+    fn insert_frontend(
+        &mut self,
+        addr: A,
+        frontend: &FrontendAddr,
+        id: u32,
+    ) -> Result<(), MapError> {
         let key = FrontendKey::new(addr, frontend.port, frontend.protocol.number());
         let inserted = self.frontends.map.insert(key, id, 0);
         inserted.map_err(io_error).map_err(map_error(A::FRONTENDS, frontend))
@@ -323,7 +357,7 @@ pub enum FlowEntry {
 pub struct PinnedMaps {
     v4: FamilyMaps<[u8; 4]>,
     v6: FamilyMaps<[u8; 16]>,
-    tables: MmapArray<TableBlock>,
+    tables: Shared<TableBlock>,
     devices: Hash<u32, Device>,
     drops: PerCpuArray<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
@@ -333,18 +367,21 @@ impl PinnedMaps {
     /// Opens the maps by their pins, needing neither an agent nor the object. A map that is not
     /// what this program was built for is an error.
     pub fn open(pins: &Pins, access: Access) -> Result<Self, MapError> {
-        let tables = mapped(pins, "tables", access)?;
-        if tables.len() as usize != TABLE_BLOCKS {
+        let blocks = sys::obj_get(&pins.map("tables"), access)
+            .and_then(|fd| sys::map_info(fd.as_fd()))
+            .map_err(map_error("tables", pins.map("tables").display()))?
+            .max_entries;
+        if blocks as usize != TABLE_BLOCKS {
             let wrong = io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("{} blocks, expected {TABLE_BLOCKS}", tables.len()),
+                format!("{blocks} blocks, expected {TABLE_BLOCKS}"),
             );
             return Err(map_error("tables", "the pinned map")(wrong));
         }
         Ok(Self {
             v4: FamilyMaps::open(pins, access)?,
             v6: FamilyMaps::open(pins, access)?,
-            tables,
+            tables: Shared::open(pins, "tables", access)?,
             devices: Hash::open(pins, "devices", access)?,
             drops: typed(pins, "drops", access)?,
             counters: typed(pins, "counters", access)?,
@@ -358,8 +395,13 @@ impl PinnedMaps {
                 BackendEntry::V6(backend) => self.v6.set_backend(*id, backend),
             },
             MapOp::WriteTable { first_block, blocks } => {
-                for (index, block) in (*first_block..).zip(blocks) {
-                    self.tables.write(index, block).map_err(map_error("tables", index))?;
+                let tables = self.tables.mapped().map_err(map_error("tables", first_block))?;
+                // A range that starts near the end of the numbers must not wrap around.
+                for (index, block) in (u64::from(*first_block)..).zip(blocks) {
+                    u32::try_from(index)
+                        .map_err(|_| io::ErrorKind::InvalidInput.into())
+                        .and_then(|index| tables.write(index, block))
+                        .map_err(map_error("tables", index))?;
                 }
                 Ok(())
             }
@@ -404,7 +446,10 @@ impl PinnedMaps {
     /// Drops by reason, summed over CPUs.
     pub fn drops(&self) -> Result<BTreeMap<DropReason, u64>, MapError> {
         let sum = |reason: &DropReason| {
-            Ok((*reason, sum_of(&self.drops, *reason as u32).map_err(map_error("drops", reason.as_str()))?))
+            Ok((
+                *reason,
+                sum_of(&self.drops, *reason as u32).map_err(map_error("drops", reason.as_str()))?,
+            ))
         };
         DropReason::ALL.iter().map(sum).collect()
     }
@@ -464,10 +509,7 @@ fn sum_of(map: &PerCpuArray<MapData, u64>, index: u32) -> io::Result<u64> {
 
 impl Maps for PinnedMaps {
     fn read(&self) -> Result<Actual, MapError> {
-        const NOTHING: TableBlock = TableBlock { slots: [TableBlock::EMPTY; TABLE_BLOCK] };
-        let tables = (0..self.tables.len())
-            .map(|index| self.tables.read(index).unwrap_or(NOTHING))
-            .collect();
+        let tables = self.tables.read().map_err(map_error("tables", "all entries"))?;
         let mut actual = Actual {
             frontends: BTreeMap::new(),
             descriptors: BTreeMap::new(),

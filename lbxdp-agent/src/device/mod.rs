@@ -220,11 +220,14 @@ fn xdp_mode(link: &Link, rules: &Rules, ours: &BTreeSet<u32>) -> Result<(), NoXd
         return Err(NoXdp::Driver);
     }
     match link.xdp {
-        Some(xdp) if !ours.contains(&xdp.prog_id) => {
-            Err(NoXdp::Foreign { prog_id: xdp.prog_id })
-        }
+        Some(xdp) if !ours.contains(&xdp.prog_id) => Err(NoXdp::Foreign { prog_id: xdp.prog_id }),
         _ => Ok(()),
     }
+}
+
+/// Why a device could not have native XDP, as far as the device itself tells.
+pub(crate) fn no_xdp(network: &Network, ifindex: u32, ours: &BTreeSet<u32>) -> Option<NoXdp> {
+    xdp_mode(network.links.get(&ifindex)?, &Rules::default(), ours).err()
 }
 
 /// The device under a VLAN device, and the tags of its frames there, outermost first. `None` for

@@ -49,7 +49,10 @@ fn detection_takes_what_faces_outwards() {
         Link { addresses: [node()].into(), ..link(3, "eth1", None) },
         link(4, "eth2", None),
         Link { port_of: Some("bridge".into()), default_route: true, ..link(5, "eth3", None) },
-        Link { addresses: [IpAddr::from([10, 244, 0, 1])].into(), ..link(6, "cni0", Some("bridge")) },
+        Link {
+            addresses: [IpAddr::from([10, 244, 0, 1])].into(),
+            ..link(6, "cni0", Some("bridge"))
+        },
         link(7, "veth1234", Some("veth")),
         Link { default_route: true, ..link(8, "uplink", Some("veth")) },
         link(9, "flannel.1", Some("vxlan")),
@@ -80,10 +83,7 @@ fn names_switch_detection_off() {
         link(4, "eth2", None),
         Link { loopback: true, ..link(1, "lo", None) },
     ]);
-    let rules = Rules {
-        named: vec!["eth2".into(), "eth9".into(), "lo".into()],
-        ..rules()
-    };
+    let rules = Rules { named: vec!["eth2".into(), "eth9".into(), "lo".into()], ..rules() };
     let selection = select(&network, &rules, &BTreeSet::new());
     assert_eq!(names(&selection), [("eth2", Why::Named)]);
     assert_eq!(
@@ -147,10 +147,7 @@ fn a_vlan_device_brings_the_device_below_for_xdp_only() {
         Link { default_route: true, ..vlan(4, "eth0.100.200", 3, 200) },
     ]);
     let selection = select(&network, &rules(), &BTreeSet::new());
-    assert_eq!(
-        names(&selection),
-        [("eth0", Why::VlanParent), ("eth0.100.200", Why::DefaultRoute)]
-    );
+    assert_eq!(names(&selection), [("eth0", Why::VlanParent), ("eth0.100.200", Why::DefaultRoute)]);
     assert_eq!(selection.wanted.iter().map(|wanted| wanted.tc).collect::<Vec<_>>(), [false, true]);
 
     let entries = entries(&network, &selection.wanted, &BTreeSet::from([2]));
@@ -175,11 +172,8 @@ fn flags_follow_the_features_and_the_program() {
         (Some("veth"), None, true, 0),
     ];
     for (kind, xdp_features, native, flags) in table {
-        let network = network([Link {
-            xdp_features,
-            default_route: true,
-            ..link(2, "eth0", kind)
-        }]);
+        let network =
+            network([Link { xdp_features, default_route: true, ..link(2, "eth0", kind) }]);
         let wanted = select(&network, &rules(), &BTreeSet::new()).wanted;
         let native = if native { BTreeSet::from([2]) } else { BTreeSet::new() };
         let device = entries(&network, &wanted, &native)[&2];

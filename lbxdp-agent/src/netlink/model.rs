@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
@@ -10,7 +11,6 @@ use netlink_packet_route::link::{
     VlanProtocol,
 };
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
-use netlink_packet_route::AddressFamily;
 
 /// An 802.1Q or 802.1ad tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -395,9 +395,9 @@ mod tests {
         assert_eq!(default_devices(&other_table), [0_u32; 0]);
         let mut prefix = default_route(oif());
         prefix.header.destination_prefix_length = 24;
-        prefix.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(
-            Ipv4Addr::new(10, 0, 0, 0),
-        )));
+        prefix
+            .attributes
+            .push(RouteAttribute::Destination(RouteAddress::Inet(Ipv4Addr::new(10, 0, 0, 0))));
         assert_eq!(default_devices(&prefix), [0_u32; 0]);
         let mut refused = default_route(Vec::new());
         refused.header.kind = RouteType::Unreachable;

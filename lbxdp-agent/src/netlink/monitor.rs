@@ -57,6 +57,13 @@ impl Monitor {
         Ok(Self { network, stop: Some(stop), thread: Some(thread) })
     }
 
+    /// Reads the network namespace of the calling thread once.
+    pub fn snapshot() -> io::Result<Network> {
+        let mut follower = Follower::open(RECEIVE_BUFFER)?;
+        follower.resync()?;
+        Ok(follower.state.network())
+    }
+
     /// What is known; wakes when it changes.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Network>> {
         self.network.clone()

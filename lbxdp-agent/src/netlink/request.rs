@@ -149,7 +149,12 @@ impl Requests {
             let answers = match self.dump(RouteNetlinkMessage::GetRoute(message)) {
                 Ok(answers) => answers,
                 // No such table, or the family is switched off.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
+                    ) =>
+                {
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -230,7 +235,10 @@ impl Routes {
             Err(error) => {
                 return match error.raw_os_error() {
                     Some(
-                        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL
+                        libc::ENETUNREACH
+                        | libc::EHOSTUNREACH
+                        | libc::EACCES
+                        | libc::EINVAL
                         | libc::EAFNOSUPPORT,
                     ) => Ok(None),
                     _ => Err(error),

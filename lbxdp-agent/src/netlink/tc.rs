@@ -212,8 +212,6 @@ fn bpf_options(filter: &TcMessage) -> impl Iterator<Item = &TcFilterBpfOption> {
 }
 
 fn is_ours(filter: &TcMessage) -> bool {
-    let named = |option: &TcFilterBpfOption| {
-        matches!(option, TcFilterBpfOption::ProgName(name) if name.starts_with(NAME))
-    };
+    let named = |option: &TcFilterBpfOption| matches!(option, TcFilterBpfOption::ProgName(name) if name.starts_with(NAME));
     filter.header.handle == HANDLE.into() && bpf_options(filter).any(named)
 }
