@@ -5,4 +5,7 @@
 //! `apply` and `attach` speak aya; everything between the edges is pure.
 
 pub mod apply;
+pub mod maglev;
 pub mod model;
+pub mod quarantine;
+pub mod slab;
