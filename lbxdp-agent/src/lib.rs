@@ -5,7 +5,10 @@
 //! `apply` and `attach` speak aya; everything between the edges is pure.
 
 pub mod apply;
+pub mod dump;
 pub mod maglev;
 pub mod model;
+pub mod plan;
 pub mod quarantine;
+pub mod reconcile;
 pub mod slab;

@@ -29,9 +29,11 @@ impl<T> Default for Quarantine<T> {
 }
 
 impl<T: Copy + Ord> Quarantine<T> {
-    /// Takes in what was just unpublished.
+    /// Takes in what was just unpublished; what is inside already goes on waiting.
     pub fn enter(&mut self, thing: T) {
-        self.leaving.insert(thing);
+        if !self.resting.contains_key(&thing) {
+            self.leaving.insert(thing);
+        }
     }
 
     /// Lets go of what is in use again as what it was.
