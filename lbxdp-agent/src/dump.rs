@@ -72,7 +72,10 @@ fn write_frontend(text: &mut String, actual: &Actual, addr: FrontendAddr, id: u3
 fn write_side(text: &mut String, name: &str, side: &Side) -> fmt::Result {
     writeln!(text, "    {name}: {}", side.verdict)?;
     for (backend, share) in &side.shares {
-        writeln!(text, "      {backend}  {share}")?;
+        match backend {
+            Ok(addr) => writeln!(text, "      {addr}  {share}")?,
+            Err(id) => writeln!(text, "      missing backend {id}  {share}")?,
+        }
     }
     Ok(())
 }
@@ -81,7 +84,8 @@ fn write_side(text: &mut String, name: &str, side: &Side) -> fmt::Result {
 #[derive(PartialEq, Eq)]
 struct Side {
     verdict: String,
-    shares: BTreeMap<String, usize>,
+    /// Slots of each backend, or of each id that is none.
+    shares: BTreeMap<Result<SocketAddr, u32>, usize>,
 }
 
 fn side(actual: &Actual, family: Family, table: TableRef) -> Side {
@@ -97,10 +101,7 @@ fn side(actual: &Actual, family: Family, table: TableRef) -> Side {
     };
     let blocks = BlockRange::of(table).and_then(|range| actual.tables.get(range.indices()));
     for id in blocks.into_iter().flatten().flat_map(|block| block.slots) {
-        let backend = match actual.backends.get(&(family, id)) {
-            Some(entry) => entry.addr().to_string(),
-            None => format!("missing backend {id}"),
-        };
+        let backend = actual.backends.get(&(family, id)).map(BackendEntry::addr).ok_or(id);
         *shares.entry(backend).or_default() += 1;
     }
     Side { verdict, shares }

@@ -35,7 +35,7 @@
 //! and about 2 % above 320. A table takes (release build, one core) 0.03 ms for 2 to 32 backends,
 //! 0.2 ms for 100, 0.3 ms for 256 and 2 to 4 ms for 257 to 500.
 //!
-//! Alternatives that were simulated and are worse: plain Maglev moves 87 to 97 % at each step;
+//! Alternatives that were simulated and are worse: plain Maglev moves nearly everything at each step;
 //! rebalancing a copy of the smaller table up to 15 %; bounded rendezvous (deferred acceptance)
 //! 13 to 60 %, because exact quotas make displacement run on; rendezvous with calibrated weights
 //! 4 %, but it compares every slot with every backend several times over (3 ms for 80 backends).
