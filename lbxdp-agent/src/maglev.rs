@@ -247,7 +247,7 @@ mod tests {
     #[test]
     #[cfg_attr(
         debug_assertions,
-        ignore = "every N from 1 to 500: takes a minute without --release"
+        ignore = "every N from 1 to 500: takes half a minute without --release"
     )]
     fn one_backend_more_or_less_moves_little_for_every_number_up_to_500() {
         for set in [2, 3, 4] {

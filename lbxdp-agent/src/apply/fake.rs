@@ -197,3 +197,95 @@ impl Maps for FakeMaps {
         Ok(self.flows.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lbxdp_common::{Backend, FrontendInfo, FrontendKind, TABLE_BLOCK};
+
+    use super::*;
+    use crate::model::Protocol;
+
+    const ADDR: FrontendAddr = FrontendAddr {
+        addr: IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)),
+        port: 80,
+        protocol: Protocol::Tcp,
+    };
+
+    fn backend(port: u16) -> MapOp {
+        let addr = [10, 1, 0, 1];
+        let backend = Backend { addr, snat_addr: [192, 0, 2, 1], port, flags: 0, _pad: 0 };
+        MapOp::SetBackend { id: 1, backend: BackendEntry::V4(backend) }
+    }
+
+    fn table() -> MapOp {
+        MapOp::WriteTable { first_block: 0, blocks: vec![TableBlock { slots: [1; TABLE_BLOCK] }] }
+    }
+
+    fn descriptor() -> MapOp {
+        let word = TableRef::serve(0, 4).0;
+        let descriptor = Descriptor { external: word, internal: word };
+        MapOp::SetDescriptor { family: Family::V4, id: 0, descriptor }
+    }
+
+    fn info() -> MapOp {
+        let info = Box::new(FrontendInfo::new("default/web:http", FrontendKind::ClusterIp));
+        MapOp::SetInfo { family: Family::V4, id: 0, info }
+    }
+
+    fn frontend() -> MapOp {
+        MapOp::InsertFrontend { addr: ADDR, id: 0 }
+    }
+
+    #[test]
+    fn the_right_order_is_accepted() {
+        let ops = [backend(80), table(), info(), descriptor(), frontend()];
+        assert_eq!(FakeMaps::default().apply(&ops).0, ops.len());
+    }
+
+    #[test]
+    #[should_panic(expected = "which is not set")]
+    fn a_table_of_unset_backends_is_not_published() {
+        FakeMaps::default().apply(&[table(), descriptor()]);
+    }
+
+    #[test]
+    #[should_panic(expected = "is published")]
+    fn a_published_table_is_not_written() {
+        FakeMaps::default().apply(&[backend(80), table(), descriptor(), table()]);
+    }
+
+    #[test]
+    #[should_panic(expected = "is in a published table")]
+    fn a_published_backend_is_not_replaced() {
+        FakeMaps::default().apply(&[backend(80), table(), descriptor(), backend(81)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "has no descriptor")]
+    fn a_frontend_is_not_found_before_its_descriptor() {
+        FakeMaps::default().apply(&[backend(80), table(), info(), frontend()]);
+    }
+
+    #[test]
+    #[should_panic(expected = "is still found")]
+    fn a_frontend_that_is_found_keeps_its_descriptor() {
+        let nothing = Descriptor::default();
+        let clear = MapOp::SetDescriptor { family: Family::V4, id: 0, descriptor: nothing };
+        FakeMaps::default().apply(&[backend(80), table(), info(), descriptor(), frontend(), clear]);
+    }
+
+    #[test]
+    #[should_panic(expected = "was in use just before")]
+    fn an_id_is_not_reused_at_once() {
+        let other = FrontendAddr { port: 81, ..ADDR };
+        FakeMaps::default().apply(&[
+            backend(80),
+            table(),
+            info(),
+            descriptor(),
+            frontend(),
+            MapOp::RemoveFrontend { addr: ADDR },
+            MapOp::InsertFrontend { addr: other, id: 0 },
+        ]);
+    }
+}

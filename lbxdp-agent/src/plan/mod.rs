@@ -219,15 +219,19 @@ impl Planner {
             (&frontend.external, before.map(|before| before.external)),
             (&frontend.internal, before.map(|before| before.internal)),
         ];
-        for (word, (endpoints, before)) in words.iter_mut().zip(sides) {
-            *word = self.choose(draft, problems, addr, frontend, endpoints);
+        for (side, (endpoints, before)) in sides.into_iter().enumerate() {
+            if side == 1 && frontend.internal == frontend.external && before == sides[0].1 {
+                words[1] = words[0];
+                break;
+            }
+            let word = self.choose(draft, problems, addr, frontend, endpoints);
             if word.is_none() && before.is_some() {
                 problems.exhausted(
                     frontend,
                     format!("{addr} keeps its previous endpoints: no room for another table"),
                 );
-                *word = before;
             }
+            words[side] = word.or(before);
         }
         let [Some(external), Some(internal)] = words else {
             problems.exhausted(frontend, format!("{addr} is not served: no room for its table"));
