@@ -3,13 +3,10 @@
 //! Three implementations: `pinned` (the kernel's maps), `fake` (memory) and `faulty` (memory that
 //! fails on purpose, to prove that reconciliation converges).
 
-<<<<<<< HEAD
-pub mod pinned;
-=======
 mod carry_out;
 pub mod fake;
 pub mod faulty;
->>>>>>> plan
+pub mod pinned;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
