@@ -113,11 +113,11 @@ fn a_device_without_ethernet_is_reported() {
 
 #[test]
 fn the_mode_says_why_there_is_no_xdp() {
-    let ours = BTreeSet::from([7]);
+    let ours = BTreeSet::from([3]);
     let with = |prog_id| Some(XdpAttachment { prog_id });
     let table = [
         (link(2, "eth0", None), Ok(())),
-        (Link { xdp: with(7), ..link(2, "eth0", None) }, Ok(())),
+        (Link { xdp: with(7), ..link(3, "eth0", None) }, Ok(())),
         (Link { xdp: with(8), ..link(2, "eth0", None) }, Err(NoXdp::Foreign { prog_id: 8 })),
         (Link { xdp_features: Some(0), ..link(2, "eth0", None) }, Err(NoXdp::Driver)),
         (Link { xdp_features: None, ..link(2, "eth0", None) }, Ok(())),
