@@ -176,11 +176,16 @@ pub fn select(network: &Network, rules: &Rules, ours: &BTreeSet<u32>) -> Selecti
             selection.rejected.push(Rejected { name: link.name.clone(), ifindex, reason });
             continue;
         }
+        let xdp = xdp_mode(link, rules, ours);
+        // Without XDP there is nothing to do below a VLAN device.
+        if why == Why::VlanParent && matches!(xdp, Err(NoXdp::Kind(_) | NoXdp::Disabled)) {
+            continue;
+        }
         selection.wanted.push(Wanted {
             ifindex,
             name: link.name.clone(),
             why,
-            xdp: xdp_mode(link, rules, ours),
+            xdp,
             tc: why != Why::VlanParent,
         });
     }

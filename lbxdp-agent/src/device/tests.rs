@@ -156,6 +156,21 @@ fn a_vlan_device_brings_the_device_below_for_xdp_only() {
 }
 
 #[test]
+fn a_bridge_below_a_vlan_device_is_left_alone() {
+    let network = network([
+        link(2, "br0", Some("bridge")),
+        Link {
+            parent: Some(2),
+            vlan: Some(Vlan { id: 100, service: false }),
+            default_route: true,
+            ..link(3, "br0.100", Some("vlan"))
+        },
+    ]);
+    let selection = select(&network, &rules(), &BTreeSet::new());
+    assert_eq!(names(&selection), [("br0.100", Why::DefaultRoute)]);
+}
+
+#[test]
 fn flags_follow_the_features_and_the_program() {
     let (tx, xmit) = (Device::TX, Device::XMIT);
     let taking = Some(XDP_BASIC | XDP_NDO_XMIT);
