@@ -168,11 +168,9 @@ impl Dataplane {
         PinnedMaps::open(&self.pins, Access::ReadWrite)
     }
 
-    /// Ids of our XDP programs: the loaded one and those that pinned links run.
-    pub fn own_programs(&self) -> io::Result<BTreeSet<u32>> {
-        let mut ours = own_xdp_programs(&self.pins.links()?);
-        ours.insert(self.program(Point::Xdp).id);
-        Ok(ours)
+    /// Interface indices of the devices with an XDP link of ours: what [`device::select`] asks for.
+    pub fn xdp_devices(&self) -> io::Result<BTreeSet<u32>> {
+        Ok(xdp_devices(&self.pins.links()?))
     }
 
     fn program(&self, point: Point) -> &Loaded {
@@ -188,7 +186,7 @@ impl Dataplane {
         rules: &Rules,
         maps: &mut PinnedMaps,
     ) -> anyhow::Result<Vec<DeviceStatus>> {
-        let ours = self.own_programs().context("listing pinned links")?;
+        let ours = self.xdp_devices().context("listing pinned links")?;
         let selection = device::select(network, rules, &ours);
         // A program that starts on a device must find itself; what it may do there can wait.
         let known = maps.devices()?;
@@ -219,8 +217,7 @@ impl Dataplane {
                 error: Some(rejected.reason.to_owned()),
             })
             .collect();
-        let links = self.keep_links(&selection.wanted);
-        let (mut links, broken) = match links {
+        let (mut links, broken) = match self.keep_links(&selection.wanted) {
             Ok(links) => (links, None),
             Err(error) => (BTreeMap::new(), Some(format!("pinned links: {error}"))),
         };
@@ -247,8 +244,8 @@ impl Dataplane {
     /// Removes links to devices that are gone or not to be served, and moves the pins of renamed
     /// devices. Returns the others.
     fn keep_links(&self, wanted: &[Wanted]) -> io::Result<BTreeMap<(u32, Point), LinkPin>> {
-        let mut kept = BTreeMap::new();
-        for mut link in self.pins.links()? {
+        let (mut kept, mut renamed) = (BTreeMap::new(), Vec::new());
+        for link in self.pins.links()? {
             let owner = wanted.iter().find(|wanted| {
                 wanted.ifindex == link.info.ifindex
                     && match link.point {
@@ -256,17 +253,34 @@ impl Dataplane {
                         Point::Ingress | Point::Egress => wanted.tc,
                     }
             });
-            let Some(owner) = owner else {
-                tracing::info!(device = link.device, point = link.point.as_str(), "detached");
-                link.remove()?;
-                continue;
+            let (device, point) = (link.device.clone(), link.point);
+            let done = match owner {
+                Some(owner) if self.pins.link(&owner.name, point) == link.path => {
+                    kept.insert((owner.ifindex, point), link);
+                    continue;
+                }
+                Some(owner) => {
+                    let unpinned = link.unpin();
+                    renamed.push((owner, link));
+                    unpinned
+                }
+                None => link.remove(),
             };
-            let path = self.pins.link(&owner.name, link.point);
-            if path != link.path {
-                std::fs::rename(&link.path, &path)?;
-                link.path = path;
+            match done {
+                Ok(()) => tracing::info!(device, point = point.as_str(), "unpinned"),
+                Err(error) => tracing::warn!(device, point = point.as_str(), %error, "unpinning"),
             }
-            kept.insert((owner.ifindex, link.point), link);
+        }
+        // Two devices may have swapped names, so all pins go before the first comes back. The
+        // links live on in their descriptors.
+        for (owner, mut link) in renamed {
+            match link.pin(self.pins.link(&owner.name, link.point)) {
+                Ok(()) => {
+                    kept.insert((owner.ifindex, link.point), link);
+                }
+                // Dropping the link detaches it, and it is attached anew.
+                Err(error) => tracing::warn!(device = owner.name, %error, "pinning again"),
+            }
         }
         Ok(kept)
     }
@@ -396,7 +410,9 @@ impl Dataplane {
 
     /// Removes what only earlier programs used, once none of them is attached any more.
     fn settle(&mut self, statuses: &[DeviceStatus]) {
-        if self.settled || statuses.iter().any(|status| status.error.is_some()) {
+        // A device that is not served at all runs no program of an earlier agent.
+        let failed = |status: &DeviceStatus| status.why.is_some() && status.error.is_some();
+        if self.settled || statuses.iter().any(failed) {
             return;
         }
         let ours: BTreeSet<_> = self.programs.values().map(|program| program.id).collect();
@@ -427,8 +443,13 @@ fn failed(wanted: &Wanted, error: String) -> DeviceStatus {
     }
 }
 
-fn own_xdp_programs(links: &[LinkPin]) -> BTreeSet<u32> {
-    links.iter().filter(|link| link.point == Point::Xdp).map(|link| link.info.prog_id).collect()
+/// The interface indices of devices with an XDP link of ours, dead links left out.
+fn xdp_devices(links: &[LinkPin]) -> BTreeSet<u32> {
+    links
+        .iter()
+        .filter(|link| link.point == Point::Xdp && link.info.ifindex != 0)
+        .map(|link| link.info.ifindex)
+        .collect()
 }
 
 fn load_programs(
@@ -501,7 +522,7 @@ fn loaded(fd: BorrowedFd<'_>) -> anyhow::Result<Loaded> {
 /// everything but what it would do about errors.
 pub fn read_status(pins: &Pins, network: &Network) -> anyhow::Result<Vec<DeviceStatus>> {
     let links = pins.links().with_context(|| format!("pins in {}", pins.root().display()))?;
-    let ours = own_xdp_programs(&links);
+    let ours = xdp_devices(&links);
     let mut tc = Tc::open().context("netlink")?;
     let mut devices: BTreeMap<u32, (String, BTreeSet<Point>, Option<TcKind>)> = BTreeMap::new();
     for link in &links {

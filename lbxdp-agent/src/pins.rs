@@ -154,6 +154,18 @@ pub struct LinkPin {
 }
 
 impl LinkPin {
+    /// Removes the pin. The link lives on in `fd`.
+    pub fn unpin(&self) -> io::Result<()> {
+        std::fs::remove_file(&self.path)
+    }
+
+    /// Pins the link at `path`.
+    pub fn pin(&mut self, path: PathBuf) -> io::Result<()> {
+        sys::obj_pin(self.fd.as_fd(), &path)?;
+        self.path = path;
+        Ok(())
+    }
+
     /// Detaches the link and removes the pin.
     pub fn remove(self) -> io::Result<()> {
         // A dead link cannot be detached any more, and need not be.
@@ -423,18 +435,20 @@ pub fn cleanup(pin_path: &Path) -> anyhow::Result<Removed> {
         }
     }
 
-    let files = |error: &mut Removed| -> io::Result<()> {
-        remove_tree(&pins.links_dir(), &mut error.pins)?;
-        for directory in map_directories(pin_path)? {
-            remove_tree(&directory, &mut error.pins)?;
-        }
-        if entries(pin_path)?.is_empty() {
-            remove_directory(pin_path, &mut error.pins)?;
-        }
-        Ok(())
-    };
-    files(&mut removed).with_context(|| format!("pins in {}", pin_path.display()))?;
+    remove_pins(&pins, &mut removed.pins)
+        .with_context(|| format!("pins in {}", pin_path.display()))?;
     Ok(removed)
+}
+
+fn remove_pins(pins: &Pins, removed: &mut Vec<PathBuf>) -> io::Result<()> {
+    remove_tree(&pins.links_dir(), removed)?;
+    for directory in map_directories(&pins.root)? {
+        remove_tree(&directory, removed)?;
+    }
+    if entries(&pins.root)?.is_empty() {
+        remove_directory(&pins.root, removed)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

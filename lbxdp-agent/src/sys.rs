@@ -347,7 +347,7 @@ unsafe impl<T: Pod> Sync for MmapArray<T> {}
 impl<T: Pod> MmapArray<T> {
     /// Words in an element. The kernel rounds the stride up to 8 bytes; here it is the size.
     const WORDS: usize = {
-        assert!(size_of::<T>() % 8 == 0, "elements are made of whole words");
+        assert!(size_of::<T>().is_multiple_of(8), "elements are made of whole words");
         size_of::<T>() / 8
     };
 

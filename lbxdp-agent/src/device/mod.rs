@@ -132,8 +132,9 @@ pub const LINK_TYPE: &str = "link type not served";
 /// It leads nowhere.
 pub const LOOPBACK: &str = "loopback";
 
-/// Chooses the devices. `ours` are the ids of our own XDP programs, so that what an earlier agent
-/// attached is not taken for somebody else's.
+/// Chooses the devices. `ours` are the interface indices of devices with an XDP link of ours, so
+/// that our own program is not taken for somebody else's. Ids of programs would not do: the
+/// kernel does not announce that a link's program was replaced, so `network` may name the old one.
 pub fn select(network: &Network, rules: &Rules, ours: &BTreeSet<u32>) -> Selection {
     let mut reasons: BTreeMap<u32, Why> = BTreeMap::new();
     let mut selection = Selection::default();
@@ -175,11 +176,16 @@ pub fn select(network: &Network, rules: &Rules, ours: &BTreeSet<u32>) -> Selecti
             selection.rejected.push(Rejected { name: link.name.clone(), ifindex, reason });
             continue;
         }
+        let xdp = xdp_mode(link, rules, ours);
+        // Without XDP there is nothing to do below a VLAN device.
+        if why == Why::VlanParent && matches!(xdp, Err(NoXdp::Kind(_) | NoXdp::Disabled)) {
+            continue;
+        }
         selection.wanted.push(Wanted {
             ifindex,
             name: link.name.clone(),
             why,
-            xdp: xdp_mode(link, rules, ours),
+            xdp,
             tc: why != Why::VlanParent,
         });
     }
@@ -220,7 +226,7 @@ fn xdp_mode(link: &Link, rules: &Rules, ours: &BTreeSet<u32>) -> Result<(), NoXd
         return Err(NoXdp::Driver);
     }
     match link.xdp {
-        Some(xdp) if !ours.contains(&xdp.prog_id) => Err(NoXdp::Foreign { prog_id: xdp.prog_id }),
+        Some(xdp) if !ours.contains(&link.ifindex) => Err(NoXdp::Foreign { prog_id: xdp.prog_id }),
         _ => Ok(()),
     }
 }

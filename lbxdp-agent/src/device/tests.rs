@@ -113,11 +113,11 @@ fn a_device_without_ethernet_is_reported() {
 
 #[test]
 fn the_mode_says_why_there_is_no_xdp() {
-    let ours = BTreeSet::from([7]);
+    let ours = BTreeSet::from([3]);
     let with = |prog_id| Some(XdpAttachment { prog_id });
     let table = [
         (link(2, "eth0", None), Ok(())),
-        (Link { xdp: with(7), ..link(2, "eth0", None) }, Ok(())),
+        (Link { xdp: with(7), ..link(3, "eth0", None) }, Ok(())),
         (Link { xdp: with(8), ..link(2, "eth0", None) }, Err(NoXdp::Foreign { prog_id: 8 })),
         (Link { xdp_features: Some(0), ..link(2, "eth0", None) }, Err(NoXdp::Driver)),
         (Link { xdp_features: None, ..link(2, "eth0", None) }, Ok(())),
@@ -153,6 +153,21 @@ fn a_vlan_device_brings_the_device_below_for_xdp_only() {
     let entries = entries(&network, &selection.wanted, &BTreeSet::from([2]));
     assert_eq!((entries[&4].parent, entries[&4].vlan), (2, [100, 200]));
     assert_eq!((entries[&2].parent, entries[&2].vlan), (0, [0, 0]));
+}
+
+#[test]
+fn a_bridge_below_a_vlan_device_is_left_alone() {
+    let network = network([
+        link(2, "br0", Some("bridge")),
+        Link {
+            parent: Some(2),
+            vlan: Some(Vlan { id: 100, service: false }),
+            default_route: true,
+            ..link(3, "br0.100", Some("vlan"))
+        },
+    ]);
+    let selection = select(&network, &rules(), &BTreeSet::new());
+    assert_eq!(names(&selection), [("br0.100", Why::DefaultRoute)]);
 }
 
 #[test]

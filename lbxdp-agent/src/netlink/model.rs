@@ -180,12 +180,14 @@ impl State {
                 self.device_changed(link.header.index);
             }
             RouteNetlinkMessage::NewAddress(address) => {
-                if address_of(address).is_some_and(|address| self.addresses.insert(address)) {
+                let Some(address) = address_of(address) else { return };
+                if self.addresses.insert(address) {
                     self.routes_changed();
                 }
             }
             RouteNetlinkMessage::DelAddress(address) => {
-                if address_of(address).is_some_and(|address| self.addresses.remove(&address)) {
+                let Some(address) = address_of(address) else { return };
+                if self.addresses.remove(&address) {
                     self.routes_changed();
                 }
             }
