@@ -42,7 +42,7 @@ fn write(text: &mut String, actual: &Actual) -> fmt::Result {
         let way = if entry.is_local() {
             "local".to_owned()
         } else {
-            format!("remote, source {}", snat_addr(entry))
+            format!("remote, source {}", entry.snat_source())
         };
         writeln!(text, "  {addr}  {way}")?;
     }
@@ -118,11 +118,4 @@ fn flag_names(flags: AddressFlags) -> String {
         names.push(format!("{:#x}", flags.flags & !known));
     }
     names.join(" ")
-}
-
-fn snat_addr(entry: &BackendEntry) -> IpAddr {
-    match entry {
-        BackendEntry::V4(backend) => backend.snat_addr.into(),
-        BackendEntry::V6(backend) => backend.snat_addr.into(),
-    }
 }

@@ -4,12 +4,16 @@
 //! with what is programmed and orders the map operations, `apply` carries them out. Only
 //! `apply` and `attach` speak aya; everything between the edges is pure.
 
+pub mod agent;
 pub mod apply;
 pub mod attach;
+pub mod cli;
 pub mod device;
 pub mod dump;
 pub mod index;
+pub mod keep;
 pub mod maglev;
+pub mod metrics;
 pub mod model;
 pub mod netlink;
 pub mod object;
@@ -18,6 +22,9 @@ pub mod plan;
 pub mod problem;
 pub mod quarantine;
 pub mod reconcile;
+pub mod serve;
 pub mod slab;
 pub mod source;
+pub mod snat_ports;
 pub mod sys;
+pub mod view;

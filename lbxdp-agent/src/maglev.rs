@@ -237,35 +237,17 @@ mod tests {
     }
 
     #[test]
-    fn one_backend_more_or_less_moves_little_around_every_step() {
-        // In a debug build only the ranges where the size changes or inheritance ends.
-        let worst = [(1, 61), (155, 165), (253, 260)]
-            .map(|(from, to)| assert_steps_move_little(1, from, to));
-        println!("moved beyond the backend's own share: {worst:.4?}");
-    }
-
-    #[test]
-    #[cfg_attr(
-        debug_assertions,
-        ignore = "every N from 1 to 500: takes half a minute without --release"
-    )]
     fn one_backend_more_or_less_moves_little_for_every_number_up_to_500() {
-        for set in [2, 3, 4] {
-            let worst = assert_steps_move_little(set, 1, 501);
-            println!("set {set}: moved beyond the backend's own share: at most {worst:.4}");
-        }
+        let worst = assert_steps_move_little(2, 1, 501);
+        println!("moved beyond the backend's own share: at most {worst:.4}");
     }
 
     #[test]
-    #[cfg_attr(debug_assertions, ignore = "a measurement: needs --release")]
-    fn building_takes_microseconds() {
-        for count in [2, 10, 32, 33, 100, 256, 257, 500] {
-            let backends = backends(1, count);
-            let started = std::time::Instant::now();
-            for _ in 0..10 {
-                std::hint::black_box(table(&backends));
-            }
-            println!("{count}: {:?}", started.elapsed() / 10);
+    fn other_sets_move_as_little_where_the_size_changes() {
+        for set in [1, 3, 4] {
+            let worst = [(1, 61), (155, 165), (253, 260)]
+                .map(|(from, to)| assert_steps_move_little(set, from, to));
+            println!("set {set}: moved beyond the backend's own share: {worst:.4?}");
         }
     }
 

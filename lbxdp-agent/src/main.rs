@@ -1,2 +1,7 @@
-//! The lbxdp agent.
-fn main() {}
+//! The lbxdp agent: one on each node.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lbxdp_agent::cli::main()
+}

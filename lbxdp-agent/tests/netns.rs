@@ -1,7 +1,8 @@
 //! Devices, pins and programs in the kernel. Each test has its own network namespaces and its own
 //! pin path.
 //!
-//! They need root and a BPF object: `cargo test -p lbxdp-agent --test netns -- --ignored`.
+//! They need root and the object of `cargo xtask build-ebpf`. VLAN devices are left to the unit
+//! tests: the kernels that this is developed on have none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -155,7 +156,6 @@ fn eth0(network: &Network) -> &lbxdp_agent::netlink::Link {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn links_addresses_and_routes_are_followed() {
     let lab = Lab::new("follow");
     lab.on_node(|| {
@@ -198,7 +198,6 @@ fn links_addresses_and_routes_are_followed() {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn lost_events_lead_to_a_new_listing() {
     let lab = Lab::new("overrun");
     lab.on_node(|| {
@@ -220,7 +219,6 @@ fn lost_events_lead_to_a_new_listing() {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn the_source_of_a_route_is_the_preferred_one() {
     let lab = Lab::new("route");
     lab.on_node(|| {
@@ -243,7 +241,6 @@ fn the_source_of_a_route_is_the_preferred_one() {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn what_a_veth_takes_follows_its_peer() {
     let lab = Lab::new("features");
     let peer = |on: &str| run(&format!("ip netns exec {} ethtool -K eth0 gro {on}", lab.peer));
@@ -259,7 +256,6 @@ fn what_a_veth_takes_follows_its_peer() {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn a_bpf_file_system_is_mounted_where_there_is_none() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -276,7 +272,6 @@ fn a_bpf_file_system_is_mounted_where_there_is_none() {
 }
 
 #[test]
-#[ignore = "needs root and a BPF object"]
 fn programs_outlive_the_agent_and_are_replaced_in_place() {
     let lab = Lab::new("takeover");
     lab.on_node(|| {
@@ -312,7 +307,6 @@ fn programs_outlive_the_agent_and_are_replaced_in_place() {
 }
 
 #[test]
-#[ignore = "needs root and a BPF object"]
 fn a_device_that_comes_back_is_served_again() {
     let lab = Lab::new("recreate");
     lab.on_node(|| {
@@ -353,7 +347,6 @@ fn a_device_that_comes_back_is_served_again() {
 }
 
 #[test]
-#[ignore = "needs root and a BPF object"]
 fn a_foreign_program_stays_and_is_reported() {
     let lab = Lab::new("foreign");
     lab.on_node(|| {
@@ -384,7 +377,6 @@ fn a_foreign_program_stays_and_is_reported() {
 }
 
 #[test]
-#[ignore = "needs root and a BPF object"]
 fn large_packets_need_frags() {
     let lab = Lab::new("mtu");
     run(&format!("ip -n {} link set eth0 mtu 9000", lab.peer));
@@ -404,7 +396,6 @@ fn large_packets_need_frags() {
 }
 
 #[test]
-#[ignore = "needs root and a BPF object"]
 fn devices_without_native_xdp_get_tc_and_those_without_ethernet_nothing() {
     let lab = Lab::new("kinds");
     lab.on_node(|| {
@@ -447,34 +438,6 @@ fn devices_without_native_xdp_get_tc_and_those_without_ethernet_nothing() {
 }
 
 #[test]
-#[ignore = "needs root, a BPF object and a kernel with VLAN devices"]
-fn a_vlan_device_gets_tc_and_the_device_below_xdp() {
-    let lab = Lab::new("vlan");
-    lab.on_node(|| {
-        let vlan = ["link", "add", "link", "eth0", "name", "eth0.7", "type", "vlan", "id", "7"];
-        if !Command::new("ip").args(vlan).status().unwrap().success() {
-            eprintln!("SKIPPED: this kernel has no VLAN devices");
-            return;
-        }
-        run("ip link set eth0.7 up");
-        run("ip addr del 192.0.2.1/24 dev eth0");
-        run("ip addr add 192.0.2.1/24 dev eth0.7");
-        run("ip route add default via 192.0.2.2");
-        let mut dataplane = lab.load();
-        let network = Monitor::snapshot().unwrap();
-        let mut maps = dataplane.maps().unwrap();
-        let statuses = dataplane.reconcile(&network, &Rules::default(), &mut maps).unwrap();
-        let found: Vec<_> =
-            statuses.iter().map(|status| (status.name.as_str(), &status.xdp, status.tc)).collect();
-        let kind = Err(NoXdp::Kind("vlan".to_owned()));
-        assert_eq!(found, [("eth0", &Ok(()), None), ("eth0.7", &kind, Some(TcKind::Tcx))]);
-        let vlan = maps.devices().unwrap()[&network.by_name("eth0.7").unwrap().ifindex];
-        assert_eq!((vlan.parent, vlan.vlan, vlan.flags), (eth0(&network).ifindex, [7, 0], 0));
-    });
-}
-
-#[test]
-#[ignore = "needs root and a BPF object"]
 fn clsact_filters_are_replaced_and_give_way_to_tcx() {
     let lab = Lab::new("clsact");
     let filters = || {
@@ -527,7 +490,6 @@ fn clsact_filters_are_replaced_and_give_way_to_tcx() {
 }
 
 #[test]
-#[ignore = "needs root and a BPF object"]
 fn cleanup_leaves_nothing() {
     let lab = Lab::new("cleanup");
     lab.on_node(|| {
@@ -544,7 +506,6 @@ fn cleanup_leaves_nothing() {
 }
 
 #[test]
-#[ignore = "needs root and a BPF object"]
 fn maps_that_do_not_fit_are_rebuilt() {
     let lab = Lab::new("rebuild");
     lab.on_node(|| {
@@ -604,7 +565,6 @@ fn flow(frontend: [u8; 4], backend: [u8; 4], last_seen: u64, reply: bool) -> Flo
 }
 
 #[test]
-#[ignore = "needs root and a BPF object"]
 fn what_is_written_to_the_maps_is_read_back() {
     let lab = Lab::new("maps");
     lab.on_node(|| {
@@ -700,7 +660,6 @@ fn what_is_written_to_the_maps_is_read_back() {
 }
 
 #[test]
-#[ignore = "needs root and a BPF object"]
 fn live_flows_hold_their_addresses() {
     let lab = Lab::new("flows");
     lab.on_node(|| {

@@ -1,6 +1,6 @@
 //! What an operation does to a picture of the maps. The planner and the fake agree by sharing it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lbxdp_common::{Descriptor, FrontendInfo};
 
@@ -21,6 +21,14 @@ impl BackendEntry {
         match self {
             Self::V4(backend) => (backend.addr, backend.port).into(),
             Self::V6(backend) => (backend.addr, backend.port).into(),
+        }
+    }
+
+    /// Source of packets to it, if it is elsewhere.
+    pub fn snat_source(&self) -> IpAddr {
+        match self {
+            Self::V4(backend) => backend.snat_addr.into(),
+            Self::V6(backend) => backend.snat_addr.into(),
         }
     }
 

@@ -105,6 +105,13 @@ impl Index {
         (desired(&claims, &slices), problems.into_sorted())
     }
 
+    /// The addresses by which others know this node (`InternalIP` and `ExternalIP`); what cannot be
+    /// parsed is left out here and reported by [`Self::desired`] where it matters.
+    pub fn node_addresses(&self) -> BTreeSet<IpAddr> {
+        let id = ObjectId::new(Kind::Node, None, &self.node_name);
+        self.nodes.get(&id).map(|node| node::addresses(&node.object)).unwrap_or_default()
+    }
+
     fn plans(&self, problems: &mut Problems) -> BTreeMap<&ObjectId, Plan> {
         let plan = |(id, service)| Some((id, service::plan(id, service, problems)?));
         self.services.iter().filter_map(plan).collect()

@@ -1,6 +1,6 @@
 //! The addresses on which this node serves NodePorts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Node;
@@ -37,4 +37,15 @@ pub(super) fn primary_addresses(
         }
     }
     primary
+}
+
+/// Every address by which others know the node.
+pub(super) fn addresses(node: &Node) -> BTreeSet<IpAddr> {
+    let status = node.status.as_ref();
+    let addresses = status.and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+    addresses
+        .iter()
+        .filter(|written| matches!(written.type_.as_str(), "InternalIP" | "ExternalIP"))
+        .filter_map(|written| address::parse(&written.address).ok())
+        .collect()
 }

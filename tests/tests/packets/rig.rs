@@ -121,8 +121,8 @@ impl Rig {
 
         let object = lbxdp_agent::object::bytes().expect("cargo xtask build-ebpf");
         let mut ebpf = EbpfLoader::new()
-            .override_global("SNAT_PORT_LO", &low, true)
-            .override_global("SNAT_PORT_HI", &high, true)
+            .override_global("SNAT_PORT_LO", &u32::from(low), true)
+            .override_global("SNAT_PORT_HI", &u32::from(high), true)
             .override_global("AYA_LOG_LEVEL", &0_u8, false)
             .load(&object)
             .expect("the object loads");

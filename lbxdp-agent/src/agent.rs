@@ -1,0 +1,299 @@
+//! The running agent: waits for something to change and makes the maps and the devices follow.
+//! It decides nothing itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use aya_log::EbpfLogger;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep_until};
+
+use crate::apply::Maps as _;
+use crate::apply::pinned::PinnedMaps;
+use crate::attach::{Config, Dataplane, DeviceStatus};
+use crate::device::Rules;
+use crate::index::Index;
+use crate::keep;
+use crate::model::{Desired, Endpoints, NodeFacts, Problem, Severity};
+use crate::netlink::{Monitor, Network, Routes};
+use crate::reconcile::Reconciler;
+use crate::serve::{self, Health};
+use crate::source::Snapshot;
+use crate::source::manifests::Manifests;
+use crate::source::watch;
+use crate::sys;
+use crate::view;
+
+/// Devices are looked at again at least this often: a refusal may have passed.
+const DEVICES_EVERY: Duration = Duration::from_secs(5);
+/// Flows are read this often while an address waits for its last flow to end.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// What the agent is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory of manifests.
+    pub manifests: PathBuf,
+    /// Name of this node.
+    pub node_name: String,
+    /// Devices by name; detected if empty.
+    pub devices: Vec<String>,
+    /// Where health and metrics are served, if anywhere.
+    pub listen: Option<SocketAddr>,
+    /// tc does everything.
+    pub without_xdp: bool,
+    /// The BPF object.
+    pub object: Vec<u8>,
+    /// What the programs are loaded with.
+    pub dataplane: Config,
+}
+
+/// Runs until SIGINT or SIGTERM. Pins survive: forwarding goes on.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let Options { manifests, node_name, devices, listen, without_xdp, object, dataplane } = options;
+
+    // Watched before it is read, so that nothing falls in between.
+    let mut watcher = watch(&manifests);
+    let mut source = Manifests::open(&manifests)?;
+    let health = Arc::new(Health::new(&dataplane.pin_path));
+    if let Some(addr) = listen {
+        serve::spawn(addr, Arc::clone(&health)).await?;
+    }
+
+    let mut dataplane = Dataplane::load(&object, &dataplane)?;
+    let _packet_log = packet_log(&mut dataplane)?;
+    let maps = dataplane.maps()?;
+    let monitor = Monitor::start().context("following the network by netlink")?;
+    let mut network = monitor.subscribe();
+    let mut agent = Agent {
+        index: Index::new(node_name),
+        desired: Desired::default(),
+        may_lack: true,
+        routes: Routes::open().context("asking for routes by netlink")?,
+        sources: BTreeMap::new(),
+        sources_version: None,
+        reconciler: Reconciler::new(maps, sys::coarse_ns())?,
+        dataplane,
+        rules: Rules { named: devices, node_addresses: BTreeSet::new(), without_xdp },
+        source_problems: Vec::new(),
+        index_problems: Vec::new(),
+        reported: BTreeSet::new(),
+        statuses: Vec::new(),
+        health,
+    };
+    agent.take(source.load());
+    let mut devices_due = Instant::now();
+    let mut sweep_due = Instant::now() + SWEEP_EVERY;
+    let mut retry_due = Some(Instant::now());
+    loop {
+        let now = Instant::now();
+        if retry_due.is_some_and(|due| due <= now) {
+            let sweep = sweep_due <= now && view::has_tombstones(agent.reconciler.actual());
+            let current = Arc::clone(&network.borrow_and_update());
+            retry_due = agent.reconcile(&current, sweep).map(|wait| Instant::now() + wait);
+            devices_due = now;
+        }
+        if sweep_due <= now {
+            sweep_due = now + SWEEP_EVERY;
+            if view::has_tombstones(agent.reconciler.actual()) {
+                let current = Arc::clone(&network.borrow());
+                retry_due = agent.reconcile(&current, true).map(|wait| Instant::now() + wait);
+            }
+        }
+        if devices_due <= now {
+            let current = Arc::clone(&network.borrow());
+            agent.attach(&current);
+            devices_due = Instant::now() + DEVICES_EVERY;
+        }
+        let wake = retry_due.map_or(devices_due, |due| due.min(devices_due)).min(sweep_due);
+        tokio::select! {
+            () = watcher.changed() => {
+                if let Some(snapshot) = source.refresh() {
+                    agent.take(snapshot);
+                    retry_due = Some(Instant::now());
+                }
+            }
+            changed = network.changed() => {
+                changed.context("the netlink thread ended")?;
+                retry_due = Some(Instant::now());
+            }
+            () = sleep_until(wake) => {}
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+        }
+    }
+    tracing::info!("stopped; the programs go on forwarding");
+    Ok(())
+}
+
+struct Agent {
+    index: Index,
+    desired: Desired,
+    /// The input has never been complete since the start.
+    may_lack: bool,
+    routes: Routes,
+    /// SNAT sources by backend address, as the routes of `sources_version` have them.
+    sources: BTreeMap<IpAddr, Option<IpAddr>>,
+    sources_version: Option<u64>,
+    reconciler: Reconciler<PinnedMaps>,
+    dataplane: Dataplane,
+    rules: Rules,
+    source_problems: Vec<Problem>,
+    index_problems: Vec<Problem>,
+    reported: BTreeSet<Problem>,
+    statuses: Vec<DeviceStatus>,
+    health: Arc<Health>,
+}
+
+impl Agent {
+    /// Takes the input as it is now.
+    fn take(&mut self, Snapshot { objects, problems }: Snapshot) {
+        let is_complete = problems.iter().all(|problem| problem.severity != Severity::Error);
+        self.index.replace(objects);
+        self.source_problems = problems;
+        let (mut desired, problems) = self.index.desired();
+        self.index_problems = problems;
+        self.rules.node_addresses = self.index.node_addresses();
+        self.may_lack &= !is_complete;
+        if self.may_lack {
+            let kept = keep::keep(self.reconciler.actual(), &mut desired);
+            if kept > 0 {
+                tracing::warn!(kept, "input is incomplete since the start: frontends stay");
+            }
+        }
+        self.desired = desired;
+    }
+
+    /// Brings the maps as near to what is desired as they get; when to try again.
+    fn reconcile(&mut self, network: &Network, sweep: bool) -> Option<Duration> {
+        let facts = self.facts(network);
+        let flows = sweep.then(|| self.reconciler.maps().flow_addresses());
+        let flows = match flows.transpose() {
+            Ok(flows) => flows,
+            Err(error) => {
+                tracing::warn!(%error, "reading flows");
+                None
+            }
+        };
+        let outcome =
+            self.reconciler.reconcile(&self.desired, &facts, flows.as_ref(), sys::coarse_ns());
+        if outcome.planned > 0 {
+            let (planned, applied) = (outcome.planned, outcome.applied);
+            tracing::info!(planned, applied, "programmed");
+        }
+        if let Some(error) = &outcome.failure {
+            tracing::error!(%error, retry = ?outcome.retry_after, "programming");
+        }
+        self.report(outcome.problems);
+        self.health.programmed(outcome.failure.is_none());
+        outcome.retry_after
+    }
+
+    /// What only this node knows: its addresses, and from where it reaches remote backends.
+    fn facts(&mut self, network: &Network) -> NodeFacts {
+        if self.sources_version != Some(network.routes_version) {
+            self.sources.clear();
+            self.sources_version = Some(network.routes_version);
+        }
+        let mut facts =
+            NodeFacts { addresses: network.addresses(), snat_sources: BTreeMap::new() };
+        for frontend in self.desired.frontends.values() {
+            for endpoints in [&frontend.external, &frontend.internal] {
+                let Endpoints::Serve(backends) = endpoints else { continue };
+                for backend in backends.difference(&self.desired.local_backends) {
+                    let source = *self.sources.entry(backend.ip()).or_insert_with(|| {
+                        let asked = self.routes.route_source(backend.ip());
+                        let route = asked.unwrap_or_else(|error| {
+                            tracing::warn!(%error, backend = %backend.ip(), "asking for the route");
+                            None
+                        });
+                        route.map(|route| route.source)
+                    });
+                    if let Some(source) = source {
+                        facts.snat_sources.insert(backend.ip(), source);
+                    }
+                }
+            }
+        }
+        facts
+    }
+
+    /// Puts the programs on the devices they belong to.
+    fn attach(&mut self, network: &Network) {
+        let maps = self.reconciler.maps_mut();
+        match self.dataplane.reconcile(network, &self.rules, maps) {
+            Ok(statuses) => {
+                for status in &statuses {
+                    if !self.statuses.contains(status) {
+                        announce(status);
+                    }
+                }
+                let is_attached = statuses.iter().any(|status| status.error.is_none());
+                self.health.attached(is_attached);
+                self.statuses = statuses;
+            }
+            Err(error) => {
+                tracing::error!("attaching: {error:#}");
+                self.health.attached(false);
+            }
+        }
+    }
+
+    /// Logs each problem once while it lasts.
+    fn report(&mut self, planning: Vec<Problem>) {
+        let mut problems: BTreeSet<_> = planning.into_iter().collect();
+        problems.extend(self.source_problems.iter().cloned());
+        problems.extend(self.index_problems.iter().cloned());
+        for problem in problems.difference(&self.reported) {
+            match problem.severity {
+                Severity::Warning => tracing::warn!("{problem}"),
+                Severity::Error => tracing::error!("{problem}"),
+            }
+        }
+        for problem in self.reported.difference(&problems) {
+            tracing::info!("no longer: {problem}");
+        }
+        let count = |severity| problems.iter().filter(|p| p.severity == severity).count();
+        self.health.problems(count(Severity::Warning), count(Severity::Error));
+        self.reported = problems;
+    }
+}
+
+fn announce(status: &DeviceStatus) {
+    let DeviceStatus { name, ifindex, why, xdp, tc, error } = status;
+    if let Some(error) = error {
+        tracing::warn!(device = name, ifindex, "not served: {error}");
+        return;
+    }
+    let why = why.map(|why| why.to_string()).unwrap_or_default();
+    match xdp {
+        Ok(()) => tracing::info!(device = name, ifindex, why, ?tc, "serving with native XDP"),
+        Err(reason) => {
+            tracing::info!(device = name, ifindex, why, ?tc, "serving with tc alone: {reason}");
+        }
+    }
+}
+
+/// Forwards what the programs log, if they were told to.
+fn packet_log(dataplane: &mut Dataplane) -> anyhow::Result<Option<tokio::task::JoinHandle<()>>> {
+    let logger = match EbpfLogger::init(dataplane.ebpf_mut()) {
+        Ok(logger) => logger,
+        // With the log off, the verifier removed it.
+        Err(aya_log::Error::MapNotFound) => return Ok(None),
+        Err(error) => return Err(error).context("opening the programs' log"),
+    };
+    let mut logger = AsyncFd::new(logger).context("waiting for the programs' log")?;
+    Ok(Some(tokio::spawn(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    })))
+}

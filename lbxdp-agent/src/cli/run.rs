@@ -1,0 +1,100 @@
+//! `lbxdp-agent run`: the flags, checked and handed on.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use crate::agent::{self, Options};
+use crate::attach::{Config, TcMode};
+use crate::cli::PinArgs;
+use crate::object;
+use crate::snat_ports::{self, HostPorts, Ports};
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Directory of Service, EndpointSlice and Node manifests, watched.
+    #[arg(long, env = "LBXDP_MANIFESTS", value_name = "DIR")]
+    manifests: PathBuf,
+    /// Name of this node, as EndpointSlices and the Node object have it.
+    #[arg(long, env = "LBXDP_NODE_NAME", value_name = "NAME")]
+    node_name: String,
+    /// Serve this device (repeatable) instead of those with a default route or a node address,
+    /// and overlays.
+    #[arg(long = "device", env = "LBXDP_DEVICES", value_name = "IF", value_delimiter = ',')]
+    devices: Vec<String>,
+    #[command(flatten)]
+    pins: PinArgs,
+    /// Source ports of flows to backends on other nodes.
+    #[arg(long, env = "LBXDP_SNAT_PORTS", value_name = "LO-HI", default_value = "61000-65535",
+          value_parser = snat_ports::parse)]
+    snat_ports: Ports,
+    /// Where to serve /livez, /readyz, /healthz and /metrics.
+    #[arg(long, env = "LBXDP_LISTEN", value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Native XDP where the driver has it, or none at all.
+    #[arg(long, env = "LBXDP_XDP_MODE", value_enum, default_value_t = XdpMode::Native)]
+    xdp_mode: XdpMode,
+    /// How tc programs are attached: tcx where the kernel has it (6.6), or clsact filters.
+    #[arg(long, env = "LBXDP_TC_MODE", value_enum, default_value_t = TcFlag::Auto)]
+    tc_mode: TcFlag,
+    /// Log what the programs do, for debugging: it costs time with each packet it is about.
+    #[arg(long, env = "LBXDP_PACKET_LOG")]
+    packet_log: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum XdpMode {
+    Native,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TcFlag {
+    Auto,
+    Clsact,
+}
+
+/// Level of `debug!` in the programs, as `aya_log` counts.
+const DEBUG: u8 = 4;
+
+/// Runs the agent until SIGINT or SIGTERM.
+pub fn run(args: RunArgs) -> anyhow::Result<()> {
+    let RunArgs {
+        manifests,
+        node_name,
+        devices,
+        pins: PinArgs { pin_path },
+        snat_ports,
+        listen,
+        xdp_mode,
+        tc_mode,
+        packet_log,
+    } = args;
+    snat_ports::check(&snat_ports, &HostPorts::read()?)?;
+    let options = Options {
+        manifests,
+        node_name,
+        devices,
+        listen,
+        without_xdp: xdp_mode == XdpMode::Off,
+        object: object::bytes()?,
+        dataplane: Config {
+            pin_path,
+            snat_ports,
+            log_level: if packet_log { DEBUG } else { 0 },
+            tc: match tc_mode {
+                TcFlag::Auto => TcMode::Auto,
+                TcFlag::Clsact => TcMode::Clsact,
+            },
+            without_frags: false,
+        },
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(agent::run(options))
+}

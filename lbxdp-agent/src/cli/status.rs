@@ -1,0 +1,110 @@
+//! `lbxdp-agent status`: what runs where and why, what it did, what it dropped.
+
+use std::collections::BTreeMap;
+
+use lbxdp_common::ABI_VERSION;
+use serde::Serialize;
+
+use crate::apply::Maps as _;
+use crate::attach::{self, DeviceStatus, TcKind};
+use crate::cli::output::{self, Format, table};
+use crate::cli::{ReadArgs, list};
+use crate::netlink::Monitor;
+
+#[derive(Debug, Serialize)]
+struct Status {
+    version: &'static str,
+    abi: u32,
+    pin_path: String,
+    devices: Vec<DeviceLine>,
+    frontends: usize,
+    backends: usize,
+    flows: usize,
+    counters: BTreeMap<&'static str, u64>,
+    drops: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct DeviceLine {
+    name: String,
+    ifindex: u32,
+    xdp: &'static str,
+    /// Why there is no native XDP.
+    reason: Option<String>,
+    tc: &'static str,
+}
+
+impl From<DeviceStatus> for DeviceLine {
+    fn from(status: DeviceStatus) -> Self {
+        let DeviceStatus { name, ifindex, why: _, xdp, tc, error: _ } = status;
+        Self {
+            name,
+            ifindex,
+            xdp: if xdp.is_ok() { "native" } else { "none" },
+            reason: xdp.err().map(|reason| reason.to_string()),
+            tc: match tc {
+                Some(TcKind::Tcx) => "tcx",
+                Some(TcKind::Clsact) => "clsact",
+                None => "none",
+            },
+        }
+    }
+}
+
+/// Prints the status.
+pub fn status(args: &ReadArgs) -> anyhow::Result<()> {
+    let pins = args.pins();
+    let (maps, actual) = list::open(args)?;
+    let devices = attach::read_status(&pins, &Monitor::snapshot()?)?;
+    let now = crate::sys::coarse_ns();
+    let status = Status {
+        version: env!("CARGO_PKG_VERSION"),
+        abi: ABI_VERSION,
+        pin_path: pins.root().display().to_string(),
+        devices: devices.into_iter().map(DeviceLine::from).collect(),
+        frontends: actual.frontends.len(),
+        backends: actual.backends.len(),
+        flows: crate::view::flows(&maps, &actual, now)?.len(),
+        counters: maps.counters()?.into_iter().map(|(key, sum)| (key.as_str(), sum)).collect(),
+        drops: maps.drops()?.into_iter().map(|(key, sum)| (key.as_str(), sum)).collect(),
+    };
+    match args.output {
+        Format::Json => output::print(&serde_json::to_string_pretty(&status)?),
+        Format::Table => output::print(&text(&status)),
+    }
+}
+
+fn text(status: &Status) -> String {
+    let Status { version, abi, pin_path, devices, frontends, backends, flows, counters, drops } =
+        status;
+    let mut device_table = table(&["device", "xdp", "tc", "why not native"]);
+    for DeviceLine { name, ifindex: _, xdp, reason, tc } in devices {
+        device_table.add_row([name, *xdp, *tc, reason.as_deref().unwrap_or("")]);
+    }
+    let mut count_table = table(&["counter", "packets"]);
+    for (name, count) in counters.iter().filter(|(_, count)| **count > 0) {
+        count_table.add_row([*name, &count.to_string()]);
+    }
+    let mut drop_table = table(&["dropped because", "packets"]);
+    for (name, count) in drops.iter().filter(|(_, count)| **count > 0) {
+        drop_table.add_row([*name, &count.to_string()]);
+    }
+    let mut text = format!(
+        "lbxdp {version}, map layout {abi}, pins in {pin_path}\n\
+         {frontends} frontends, {backends} backends, {flows} flows\n"
+    );
+    for (part, nothing) in [
+        (device_table, "no programs are attached"),
+        (count_table, "no packet was served yet"),
+        (drop_table, "no packet was dropped"),
+    ] {
+        text.push('\n');
+        if part.row_count() == 0 {
+            text.push_str(nothing);
+        } else {
+            text.push_str(&part.trim_fmt());
+        }
+        text.push('\n');
+    }
+    text.trim_end().to_owned()
+}

@@ -1,0 +1,86 @@
+//! Metrics in the OpenMetrics format, read from the maps when somebody asks, so that they cannot
+//! drift.
+
+use std::sync::atomic::AtomicU64;
+
+use anyhow::Context as _;
+use lbxdp_common::ABI_VERSION;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::apply::Maps as _;
+use crate::apply::pinned::PinnedMaps;
+use crate::attach;
+use crate::netlink::Monitor;
+use crate::pins::Pins;
+use crate::serve::Health;
+use crate::sys::Access;
+
+type Labels = Vec<(&'static str, String)>;
+type Counters = Family<Labels, Counter<u64, AtomicU64>>;
+type Gauges = Family<Labels, Gauge>;
+
+/// Everything there is to say.
+pub fn text(health: &Health) -> anyhow::Result<String> {
+    let mut registry = Registry::with_prefix("lbxdp");
+    let gauges = |registry: &mut Registry, name: &str, help: &str| {
+        let family = Gauges::default();
+        registry.register(name, help, family.clone());
+        family
+    };
+
+    let build = gauges(&mut registry, "build_info", "Version of the agent and of the map layout");
+    let version = vec![
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("abi", ABI_VERSION.to_string()),
+    ];
+    build.get_or_create(&version).set(1);
+
+    let problems = gauges(&mut registry, "problems", "What is wrong with the input, by severity");
+    let (warnings, errors) = health.problem_counts();
+    for (severity, count) in [("warning", warnings), ("error", errors)] {
+        problems.get_or_create(&vec![("severity", severity.to_owned())]).set(signed(count));
+    }
+
+    let pins = Pins::new(health.pin_path());
+    let maps = PinnedMaps::open(&pins, Access::ReadOnly)?;
+    let drops = Counters::default();
+    registry.register("drops", "Packets that ended here, by reason", drops.clone());
+    for (reason, count) in maps.drops()? {
+        drops.get_or_create(&vec![("reason", reason.as_str().to_owned())]).inc_by(count);
+    }
+    let events = Counters::default();
+    registry.register("events", "What the programs did, by kind", events.clone());
+    for (event, count) in maps.counters()? {
+        events.get_or_create(&vec![("event", event.as_str().to_owned())]).inc_by(count);
+    }
+
+    let actual = maps.read()?;
+    for (name, help, count) in [
+        ("frontends", "Frontends that are programmed", actual.frontends.len()),
+        ("backends", "Backends that are programmed", actual.backends.len()),
+        ("addresses", "Addresses that the programs look at", actual.addresses.len()),
+    ] {
+        gauges(&mut registry, name, help).get_or_create(&Labels::new()).set(signed(count));
+    }
+
+    let attached = gauges(&mut registry, "device_attached", "Programs on a device, by hook");
+    let network = Monitor::snapshot().context("netlink")?;
+    for status in attach::read_status(&pins, &network)? {
+        for (hook, is_there) in [("xdp", status.xdp.is_ok()), ("tc", status.tc.is_some())] {
+            let labels = vec![("device", status.name.clone()), ("hook", hook.to_owned())];
+            attached.get_or_create(&labels).set(i64::from(is_there));
+        }
+    }
+
+    let mut text = String::new();
+    encode(&mut text, &registry).context("encoding metrics")?;
+    Ok(text)
+}
+
+fn signed(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
