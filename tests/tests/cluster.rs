@@ -107,7 +107,7 @@ fn load_clients_count_and_hold() {
     for _ in 0..2 {
         let outcome = cluster.client.run(|| spread.run());
         assert_eq!((outcome.answered(), outcome.failed), (600, 0), "{:?}", outcome.errors);
-        assert_eq!(outcome.peers.len(), 3);
+        assert_eq!(outcome.all_peers().len(), 3);
     }
 
     let mut held =

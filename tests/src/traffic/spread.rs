@@ -86,8 +86,8 @@ impl Spread {
             };
             match answer {
                 Ok(answer) => {
-                    *outcome.backends.entry(answer.name).or_default() += 1;
-                    outcome.peers.insert(answer.peer.ip());
+                    *outcome.backends.entry(answer.name.clone()).or_default() += 1;
+                    outcome.peers.entry(answer.name).or_default().insert(answer.peer.ip());
                 }
                 Err(error) => {
                     outcome.failed += 1;
@@ -106,8 +106,8 @@ impl Spread {
 pub struct Outcome {
     /// Flows that each backend answered.
     pub backends: BTreeMap<String, u32>,
-    /// The client's addresses, as the backends saw them.
-    pub peers: BTreeSet<IpAddr>,
+    /// The client's addresses that each backend saw.
+    pub peers: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Flows without an answer.
     pub failed: u32,
     /// The first few reasons.
@@ -118,6 +118,11 @@ impl Outcome {
     /// Flows that were answered.
     pub fn answered(&self) -> u32 {
         self.backends.values().sum()
+    }
+
+    /// The client's addresses that any backend saw.
+    pub fn all_peers(&self) -> BTreeSet<IpAddr> {
+        self.peers.values().flatten().copied().collect()
     }
 
     /// The largest distance of a backend from an even share among `backends` of them, as a
