@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
-use std::sync::{Once, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Once, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -145,7 +145,8 @@ extern "C" fn note_signal(signal: i32) {
 }
 
 /// From here on SIGINT, SIGTERM and SIGHUP remove everything this process made and end it with
-/// 128 + the signal's number.
+/// 128 + the signal's number. A thread that panics in between waits for that: the clean-up took
+/// its network away.
 ///
 /// A handler with a flag, not a blocked signal and `sigwait`: children inherit a blocked mask,
 /// and agents must stay deaf to nothing.
@@ -159,12 +160,26 @@ pub fn on_signal() {
             // async-signal-safe.
             unsafe { sigaction(signal, &action) }.expect("install a signal handler");
         }
+        let default_hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            wait_if_stopping();
+            default_hook(info);
+        }));
         thread::spawn(|| {
             while !STOP.load(Ordering::SeqCst) {
                 thread::sleep(Duration::from_millis(20));
             }
-            // Never released: nothing new comes into being while the rest is removed.
-            let _stopped = LIFECYCLE.write().unwrap_or_else(PoisonError::into_inner);
+            // Never released: nothing new comes into being while the rest is removed. A thread
+            // that holds it and was stopped half-way is not waited for for long.
+            let patience = Instant::now() + Duration::from_secs(3);
+            let _stopped = loop {
+                match LIFECYCLE.try_write() {
+                    Ok(guard) => break Some(guard),
+                    Err(TryLockError::Poisoned(error)) => break Some(error.into_inner()),
+                    Err(TryLockError::WouldBlock) if Instant::now() > patience => break None,
+                    Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(5)),
+                }
+            };
             eprintln!("\ninterrupted, cleaning up");
             own();
             std::process::exit(128 + STOP_SIGNAL.load(Ordering::SeqCst));
@@ -172,9 +187,12 @@ pub fn on_signal() {
     });
 }
 
-/// True once a signal asked this process to stop: errors from then on are the clean-up's doing.
-pub fn stopping() -> bool {
-    STOP.load(Ordering::SeqCst)
+/// Waits for the end of the process if a signal asked for it. For places from which a thread
+/// would go on with what is being removed.
+pub fn wait_if_stopping() {
+    while STOP.load(Ordering::SeqCst) {
+        thread::sleep(Duration::from_secs(1));
+    }
 }
 
 #[cfg(test)]

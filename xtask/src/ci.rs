@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use crate::util::{cargo, run as run_command, step};
 use crate::test;
+use crate::util::{cargo, run as run_command, step};
 
 /// The command. The tests come last, so that their count is the last line.
 pub fn run() -> Result<()> {

@@ -18,7 +18,7 @@ use lbxdp_tests::{Agent, AgentOptions, Cluster, Netns, Process, Scratch, Spec, s
 use crate::setup;
 use crate::util::{build_programs, root};
 
-const REQUESTS: u32 = 100;
+const REQUESTS: u32 = 200;
 const PORT: u16 = 8080;
 
 /// The command. Leaves nothing behind: not after success, failure or a signal.
@@ -28,18 +28,9 @@ pub fn run() -> Result<()> {
     build_programs()?;
     sweep::stale();
     sweep::on_signal();
-    let default_hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        if !sweep::stopping() {
-            default_hook(info);
-        }
-    }));
     let start = Instant::now();
     let done = catch_unwind(AssertUnwindSafe(show));
-    while sweep::stopping() {
-        // The clean-up took the network away; it ends this process when it is done.
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    sweep::wait_if_stopping();
     let left = sweep::own_count();
     sweep::own();
     done.unwrap_or_else(|_| Err(anyhow!("the demo panicked")))?;
@@ -102,6 +93,7 @@ fn show() -> Result<()> {
 }
 
 fn title(text: &str) {
+    sweep::wait_if_stopping();
     println!("\n\x1b[1m{text}\x1b[0m");
 }
 
@@ -230,6 +222,7 @@ impl Case {
             spread.count = REQUESTS - first.count;
             merge(&mut outcome, cluster.client.run(|| spread.run()));
         }
+        sweep::wait_if_stopping();
         println!("\n  http://{target}  {what}");
         let Outcome { backends, peers, failed, errors } = &outcome;
         for (name, count) in backends {

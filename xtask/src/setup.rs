@@ -116,7 +116,7 @@ fn packages() -> Result<()> {
     let hint = || format!("install them: apt-get install {}", packages.join(" "));
     let apt = || {
         let mut apt = command("apt-get");
-        apt.env("DEBIAN_FRONTEND", "noninteractive").arg("-qq");
+        apt.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-o=Dpkg::Use-Pty=0"]);
         apt
     };
     util::run(apt().arg("update")).with_context(hint)?;
