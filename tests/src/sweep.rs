@@ -200,6 +200,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_dead_process_left_is_removed_with_what_runs_in_it() {
+        let mut gone = command("true").spawn().expect("start a process");
+        let pid = gone.id();
+        gone.wait().expect("its end");
+        let name = format!("{PREFIX}{pid}-0-left");
+        crate::process::run(command("ip").args(["netns", "add", &name]));
+        let dir = std::env::temp_dir().join(&name);
+        fs::create_dir(&dir).expect("create a directory");
+        let path = Path::new(NETNS_DIR).join(&name);
+        let mut inside = command("nsenter")
+            .arg(format!("--net={}", path.display()))
+            .args(["sleep", "60"])
+            .spawn()
+            .expect("start a process inside");
+        // Until it is inside.
+        let ns = format!("/proc/{}/ns/net", inside.id());
+        crate::process::wait_until("inside", Duration::from_secs(5), || {
+            let ino = |path: &Path| fs::metadata(path).map(|meta| meta.ino()).ok();
+            ino(Path::new(&ns)) == ino(&path)
+        });
+        remove(&|owner| owner == pid);
+        assert!(!path.exists() && !dir.exists());
+        assert!(!inside.wait().expect("its end").success());
+    }
+
+    #[test]
     fn a_name_tells_its_owner() {
         assert_eq!(owner(&unique("client")), Some(std::process::id()));
         let pin = unique_pin_path();
