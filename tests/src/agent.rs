@@ -1,5 +1,6 @@
 //! The agent under test.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -223,6 +224,23 @@ impl Status {
     pub fn all_drops(&self) -> u64 {
         let drops = self.0.pointer("/drops").and_then(Value::as_object);
         drops.map_or(0, |drops| drops.values().filter_map(Value::as_u64).sum())
+    }
+
+    /// Every counter and drop reason that changed since `before`, and by how much:
+    /// `counters.flow_new`, `drops.malformed`. For tests that name every change they expect.
+    pub fn changes_since(&self, before: &Self) -> BTreeMap<String, i128> {
+        let mut changes = BTreeMap::new();
+        for object in ["counters", "drops"] {
+            for (status, sign) in [(self, 1), (before, -1)] {
+                let values = status.0.get(object).and_then(Value::as_object);
+                for (name, value) in values.into_iter().flatten() {
+                    let value = i128::from(value.as_u64().unwrap_or(0));
+                    *changes.entry(format!("{object}.{name}")).or_default() += sign * value;
+                }
+            }
+        }
+        changes.retain(|_, change| *change != 0);
+        changes
     }
 
     fn number(&self, object: &str, name: &str) -> u64 {

@@ -1,11 +1,13 @@
 //! The ground the other tests stand on, without an agent: every wiring carries traffic between
 //! the client and the pods, and nothing stays behind.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use lbxdp_tests::cluster::{CLIENT_V4, CLIENT_V6};
 use lbxdp_tests::process::{command, run, workspace_binary};
+use lbxdp_tests::traffic::churn::Churn;
+use lbxdp_tests::traffic::frame::{self, Segment};
 use lbxdp_tests::traffic::hold::Held;
 use lbxdp_tests::traffic::socket::Source;
 use lbxdp_tests::traffic::spread::{Probe, Spread};
@@ -133,6 +135,41 @@ fn the_load_program_says_what_happened() {
     let text = run(command.args(["client", "transfer", "--bytes", "100000", &target.to_string()]));
     let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(report["bytes"], 200_000);
+}
+
+#[test]
+fn a_hand_made_datagram_is_answered_and_a_wire_shows_both() {
+    let cluster = Cluster::new(&Spec { pods: vec![1], ..Spec::default() });
+    let _udp = cluster.serve_in_pods("udp", 5353);
+    let node_mac = frame::parse_mac(&cluster.node(0).netns.mac("eth0")).expect("a MAC address");
+    let own_mac = frame::parse_mac(&cluster.client.mac("eth0")).expect("a MAC address");
+    for v6 in [false, true] {
+        let client: IpAddr = if v6 { CLIENT_V6.into() } else { CLIENT_V4.into() };
+        let target = SocketAddr::new(cluster.node(0).pods[0].ip(v6), 5353);
+        // The port must be somebody's, or the answer is refused; the wire sees it anyhow.
+        let (wire, _socket) = cluster.client.run(|| {
+            let wire = frame::Wire::open("eth0").expect("a packet socket");
+            (wire, UdpSocket::bind(SocketAddr::new(client, 4000)).expect("a socket"))
+        });
+        let source = SocketAddr::new(client, 4000);
+        let sent = frame::build(node_mac, own_mac, source, target, Segment::Udp(b"by hand"));
+        wire.send(&sent).expect("sent");
+        let answer =
+            wire.receive(TIMEOUT, |frame| frame[..6] == own_mac && frame.ends_with(b"by hand"));
+        assert!(answer.expect("no error").is_some(), "no answer to a frame to {target}");
+    }
+}
+
+#[test]
+fn churn_goes_on_until_it_is_stopped() {
+    let cluster = Cluster::new(&Spec { pods: vec![1], ..Spec::default() });
+    let _http = cluster.serve_in_pods("http", 8080);
+    let target = SocketAddr::new(cluster.node(0).pods[0].v4.into(), 8080);
+    let spread = Spread::new(target, Probe::Http, 1);
+    let churn = Churn::start(&cluster.client, spread, Duration::from_millis(1));
+    std::thread::sleep(Duration::from_millis(200));
+    let outcome = churn.stop();
+    assert!(outcome.answered() > 5 && outcome.failed == 0, "{outcome:?}");
 }
 
 #[test]

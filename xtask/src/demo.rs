@@ -220,7 +220,7 @@ impl Case {
         let mut outcome = cluster.client.run(|| first.run());
         if outcome.failed < first.count {
             spread.count = REQUESTS - first.count;
-            merge(&mut outcome, cluster.client.run(|| spread.run()));
+            outcome.add(cluster.client.run(|| spread.run()));
         }
         sweep::wait_if_stopping();
         println!("\n  http://{target}  {what}");
@@ -248,18 +248,6 @@ impl Case {
         }
         failures
     }
-}
-
-fn merge(into: &mut Outcome, other: Outcome) {
-    let Outcome { backends, peers, failed, errors } = other;
-    for (name, count) in backends {
-        *into.backends.entry(name).or_default() += count;
-    }
-    for (name, seen) in peers {
-        into.peers.entry(name).or_default().extend(seen);
-    }
-    into.failed += failed;
-    into.errors.extend(errors);
 }
 
 fn whose(cluster: &Cluster, address: IpAddr) -> String {

@@ -6,7 +6,9 @@
 //! An answer is one line of `key=value` words: `name=pod-a-1 peer=198.51.100.100 port=40000
 //! request=1`. nginx can say the same with its own variables.
 
+pub mod churn;
 pub mod echo;
+pub mod frame;
 pub mod hold;
 pub mod http;
 pub mod pattern;

@@ -9,6 +9,9 @@ use serde::Serialize;
 use super::socket::{Source, reset};
 use super::{echo, http, udp};
 
+/// Errors that an outcome keeps.
+const ERRORS: usize = 5;
+
 /// What a flow is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
@@ -91,7 +94,7 @@ impl Spread {
                 }
                 Err(error) => {
                     outcome.failed += 1;
-                    if outcome.errors.len() < 5 {
+                    if outcome.errors.len() < ERRORS {
                         outcome.errors.push(format!("flow {n} from {source:?}: {error}"));
                     }
                 }
@@ -115,6 +118,20 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Adds another's flows.
+    pub fn add(&mut self, other: Self) {
+        let Self { backends, peers, failed, errors } = other;
+        for (name, count) in backends {
+            *self.backends.entry(name).or_default() += count;
+        }
+        for (name, seen) in peers {
+            self.peers.entry(name).or_default().extend(seen);
+        }
+        self.failed += failed;
+        self.errors.extend(errors);
+        self.errors.truncate(ERRORS);
+    }
+
     /// Flows that were answered.
     pub fn answered(&self) -> u32 {
         self.backends.values().sum()
