@@ -176,6 +176,14 @@ impl Cluster {
             switch.ip(&format!("link set br0 mtu {mtu}"));
         }
         let cluster = Self { client, nodes, switch, logs };
+        cluster.switch.wait_links_up();
+        cluster.client.wait_links_up();
+        for node in &cluster.nodes {
+            node.netns.wait_links_up();
+            for pod in &node.pods {
+                pod.netns.wait_links_up();
+            }
+        }
         for prefix in [VIPS_V4, VIPS_V6, CLUSTER_IPS_V4, CLUSTER_IPS_V6] {
             cluster.route_via(prefix, 0);
         }

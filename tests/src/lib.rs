@@ -21,6 +21,7 @@ pub mod process;
 pub mod scratch;
 pub mod sweep;
 pub mod traffic;
+pub mod xdp_pass;
 
 pub use agent::{Agent, AgentOptions};
 pub use cluster::{Cluster, Node, Pod, PodPath, Spec};

@@ -3,12 +3,21 @@
 //! A veth pair hands frames over with unfinished checksums and without NAPI at the receiver.
 //! Real network cards do neither, and XDP depends on both: a program that rewrites a frame needs
 //! its checksum to be there, and a veth device takes frames that XDP transmits or redirects only
-//! if its peer runs NAPI. So a host's leg has its transmit checksumming off
-//! ([`Netns::tx_checksum_off`]) and the switch's side of the leg has GRO on ([`Netns::gro_on`]).
+//! if its peer runs NAPI, and delivers what XDP transmits at once only if the peer has an XDP
+//! program of its own. So a host's leg has its transmit checksumming off
+//! ([`Netns::tx_checksum_off`]), and the switch's side of the leg has GRO on
+//! ([`Netns::gro_on`]) and a program that passes everything ([`Netns::xdp_pass`]).
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use std::time::Duration;
+
+use serde_json::Value;
+
 use crate::netns::Netns;
+use crate::process::wait_until;
+
+const LINKS_UP_WITHIN: Duration = Duration::from_secs(10);
 
 /// One end of a link: a namespace and the device's name in it.
 pub type End<'a> = (&'a Netns, &'a str);
@@ -35,6 +44,7 @@ pub fn leg(host: End<'_>, switch: End<'_>, bridge: &str) {
     switch_netns.ip(&format!("link set {switch_name} master {bridge}"));
     host_netns.tx_checksum_off(host_name);
     switch_netns.gro_on(switch_name);
+    switch_netns.xdp_pass(switch_name);
 }
 
 /// One peer of a VXLAN device whose table is filled by hand, as flannel does it.
@@ -99,6 +109,26 @@ impl Netns {
             "link add {name} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
         ));
         self.ip(&format!("link set {name} up"));
+    }
+
+    /// Waits until every device carries frames, and every bridge port forwards them. The kernel
+    /// works carrier changes off later, in batches; until then frames are lost silently.
+    #[track_caller]
+    pub fn wait_links_up(&self) {
+        let lists = [
+            ("ip -j link show up", "operstate", ["UP", "UNKNOWN"]),
+            ("bridge -j link show", "state", ["forwarding", "forwarding"]),
+        ];
+        for (line, field, good) in lists {
+            wait_until(&format!("{}: {line}", self.name()), LINKS_UP_WITHIN, || {
+                let text = self.exec(line);
+                let list: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
+                list.iter().all(|link| {
+                    let state = link.get(field).and_then(Value::as_str);
+                    state.is_none_or(|state| good.contains(&state))
+                })
+            });
+        }
     }
 
     /// Makes a bridge forget and learn nothing, so that it sends every frame to every port.
