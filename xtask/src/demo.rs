@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -94,7 +95,11 @@ fn show() -> Result<()> {
 
 fn title(text: &str) {
     sweep::wait_if_stopping();
-    println!("\n\x1b[1m{text}\x1b[0m");
+    if std::io::stdout().is_terminal() {
+        println!("\n\x1b[1m{text}\x1b[0m");
+    } else {
+        println!("\n{text}");
+    }
 }
 
 fn indent(text: &str) -> String {
