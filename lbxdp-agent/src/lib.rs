@@ -5,4 +5,13 @@
 //! `apply` and `attach` speak aya; everything between the edges is pure.
 
 pub mod apply;
+pub mod attach;
+pub mod device;
+pub mod index;
 pub mod model;
+pub mod netlink;
+pub mod object;
+pub mod pins;
+pub mod problem;
+pub mod source;
+pub mod sys;

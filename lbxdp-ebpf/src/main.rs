@@ -1,1 +1,166 @@
-fn main() {}
+//! The packet programs: entries and the one place where an outcome becomes an action.
+//!
+//! Compiled for the kernel with `cargo xtask build-ebpf`; compiled for the host, the same parser
+//! and the same arithmetic are tested without a kernel.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    not(target_arch = "bpf"),
+    allow(dead_code, reason = "the host runs the tests of the parts, not the programs")
+)]
+#![allow(missing_docs, reason = "the entry macros drop the docs of what they wrap")]
+
+mod family;
+mod globals;
+mod hooks;
+mod icmp;
+mod ingress;
+mod lookup;
+mod packet;
+mod parse;
+mod rewrite;
+mod route;
+mod work;
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{
+        tcx_action_base::{TCX_DROP, TCX_NEXT, TCX_REDIRECT},
+        xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+    },
+    helpers::generated::{bpf_redirect, bpf_redirect_neigh},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use aya_log_ebpf::debug;
+use lbxdp_common::{Counter, DropReason};
+
+use hooks::Outcome;
+use lookup::count;
+use packet::{skb::SkbPacket, xdp::XdpPacket};
+
+/// XDP for frames of one or more buffers (an MTU larger than a page). Linux 5.18.
+#[xdp(frags)]
+pub fn lbxdp_xdp_frags(ctx: XdpContext) -> u32 {
+    frame(ctx)
+}
+
+/// XDP for frames of one buffer, for kernels and drivers that know no other.
+#[xdp]
+pub fn lbxdp_xdp(ctx: XdpContext) -> u32 {
+    frame(ctx)
+}
+
+/// tc ingress.
+#[classifier]
+pub fn lbxdp_ingress(ctx: TcContext) -> i32 {
+    let packet = SkbPacket { ctx };
+    let outcome = hooks::tc::handle(&packet);
+    tc_action(&packet.ctx, outcome)
+}
+
+/// tc egress.
+#[classifier]
+pub fn lbxdp_egress(ctx: TcContext) -> i32 {
+    let packet = SkbPacket { ctx };
+    let outcome = hooks::egress::handle(&packet);
+    if matches!(outcome, Outcome::Translated | Outcome::Neighbour(_)) {
+        count::event(Counter::ReplyTranslated);
+    }
+    match outcome {
+        Outcome::Translated => TCX_NEXT,
+        outcome => tc_action(&packet.ctx, outcome),
+    }
+}
+
+#[inline(always)]
+fn frame(ctx: XdpContext) -> u32 {
+    let packet = XdpPacket { ctx };
+    match hooks::xdp::handle(&packet) {
+        Outcome::Pass => XDP_PASS,
+        Outcome::Defer => {
+            count::event(Counter::Deferred);
+            XDP_PASS
+        }
+        Outcome::Translated => {
+            count::event(Counter::PassedLocal);
+            XDP_PASS
+        }
+        Outcome::Transmit => {
+            count::event(Counter::Transmitted);
+            XDP_TX
+        }
+        Outcome::Redirect(ifindex) => {
+            count::event(Counter::Redirected);
+            // SAFETY: integers only.
+            match unsafe { bpf_redirect(ifindex, 0) } as u32 {
+                XDP_REDIRECT => XDP_REDIRECT,
+                _ => XDP_ABORTED,
+            }
+        }
+        Outcome::Answer(_) => {
+            count::event(Counter::IcmpSent);
+            XDP_TX
+        }
+        // A neighbour is tc's to resolve: XDP defers before it translates.
+        Outcome::Neighbour(_) => XDP_ABORTED,
+        Outcome::Drop(reason) => {
+            ended(&packet.ctx, reason);
+            XDP_DROP
+        }
+    }
+}
+
+/// What is not ours, and what goes on up or out, returns `TCX_NEXT` (`TC_ACT_UNSPEC`), so that the
+/// programs of others get their turn.
+#[inline(always)]
+fn tc_action(ctx: &TcContext, outcome: Outcome) -> i32 {
+    match outcome {
+        Outcome::Pass | Outcome::Defer => TCX_NEXT,
+        Outcome::Translated => {
+            count::event(Counter::PassedLocal);
+            TCX_NEXT
+        }
+        Outcome::Neighbour(ifindex) => {
+            count::event(Counter::RedirectedNeigh);
+            // SAFETY: a null pointer of length zero asks for the route's own next hop.
+            unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+        }
+        Outcome::Answer(ifindex) => {
+            count::event(Counter::IcmpSent);
+            // SAFETY: integers only.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
+        }
+        // Only XDP transmits and redirects.
+        Outcome::Transmit | Outcome::Redirect(_) => TCX_DROP,
+        Outcome::Drop(reason) => {
+            ended(ctx, reason);
+            TCX_DROP
+        }
+    }
+}
+
+const _: () = assert!(TCX_REDIRECT == 7, "what bpf_redirect and bpf_redirect_neigh return");
+
+#[inline(always)]
+fn ended<C: EbpfContext>(ctx: &C, reason: DropReason) {
+    count::drop(reason);
+    debug!(ctx, "packet dropped: reason {}", reason as u32);
+}
+
+/// Helpers of the kernel ask for it. The sources are under the licences of the repository.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+/// The verifier refuses a program in which this loop can be reached.
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {
+    eprintln!("these programs run in the kernel: build them with `cargo xtask build-ebpf`");
+}

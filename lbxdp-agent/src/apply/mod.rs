@@ -3,6 +3,8 @@
 //! Three implementations: `pinned` (the kernel's maps), `fake` (memory) and `faulty` (memory that
 //! fails on purpose, to prove that reconciliation converges).
 
+pub mod pinned;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

@@ -1,0 +1,542 @@
+//! The kernel's maps, through their pins alone: the agent works on them like the command line,
+//! which needs no agent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuArray, PerCpuValues};
+use lbxdp_common::{
+    AddressFlags, Backend, Counter, Descriptor, Device, DropReason, Flow, FlowKey, FrontendInfo,
+    FrontendKey, FrontendStats, Octets, TableBlock, limits::TABLE_BLOCKS,
+};
+
+use super::{Actual, BackendEntry, MapError, MapOp, Maps};
+use crate::model::{Family, FrontendAddr, Protocol};
+use crate::pins::Pins;
+use crate::sys::{self, Access, MmapArray};
+
+/// Errors of aya as the kernel's errors that they mostly are.
+fn io_error(error: AyaError) -> io::Error {
+    match error {
+        AyaError::KeyNotFound => io::ErrorKind::NotFound.into(),
+        AyaError::SyscallError(error) => error.io_error,
+        error => io::Error::other(error),
+    }
+}
+
+fn map_error(map: &'static str, key: impl ToString) -> impl FnOnce(io::Error) -> MapError {
+    move |source| MapError { map, key: key.to_string(), source }
+}
+
+/// Removing what is not there succeeds.
+fn or_missing(result: Result<(), AyaError>) -> io::Result<()> {
+    match result.map_err(io_error) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn open(pins: &Pins, name: &'static str, access: Access) -> Result<Map, MapError> {
+    let open = || {
+        let fd = sys::obj_get(&pins.map(name), access)?;
+        let data = MapData::from_fd(fd).map_err(io_error)?;
+        Map::from_map_data(data).map_err(io_error)
+    };
+    open().map_err(map_error(name, pins.map(name).display()))
+}
+
+/// A map of one kind; opening it compares kind, key size and value size.
+fn typed<M>(pins: &Pins, name: &'static str, access: Access) -> Result<M, MapError>
+where
+    M: TryFrom<Map, Error = AyaError>,
+{
+    let map = open(pins, name, access)?;
+    M::try_from(map).map_err(io_error).map_err(map_error(name, "the pinned map"))
+}
+
+/// A mmapable array. The kernel refuses to map what was opened for reading only (a shared mapping
+/// of a read-only file counts as private, and maps take only shared ones), so readers look up.
+enum Shared<T> {
+    Mapped(MmapArray<T>),
+    Lookups(OwnedFd),
+}
+
+impl<T: Pod> Shared<T> {
+    fn open(pins: &Pins, name: &'static str, access: Access) -> Result<Self, MapError> {
+        sys::obj_get(&pins.map(name), access)
+            .and_then(|fd| match access {
+                Access::ReadOnly => Ok(Self::Lookups(fd)),
+                Access::ReadWrite => MmapArray::new(fd).map(Self::Mapped),
+            })
+            .map_err(map_error(name, pins.map(name).display()))
+    }
+
+    fn read(&self) -> io::Result<Vec<T>> {
+        match self {
+            Self::Mapped(array) => Ok((0..array.len()).filter_map(|id| array.read(id)).collect()),
+            Self::Lookups(fd) => {
+                let entries = sys::read_batched::<u32, T>(fd.as_fd())?;
+                Ok(entries.into_iter().map(|(_, value)| value).collect())
+            }
+        }
+    }
+
+    fn mapped(&self) -> io::Result<&MmapArray<T>> {
+        match self {
+            Self::Mapped(array) => Ok(array),
+            Self::Lookups(_) => Err(io::ErrorKind::PermissionDenied.into()),
+        }
+    }
+}
+
+/// A whole hash: in batches, or key by key where the kernel cannot.
+fn read_hash<K: Pod, V: Pod>(
+    name: &'static str,
+    map: &HashMap<MapData, K, V>,
+    fd: &MapData,
+) -> Result<Vec<(K, V)>, MapError> {
+    let read = match sys::read_batched(fd.fd().as_fd()) {
+        Err(error) if lacks_batches(&error) => {
+            map.iter().collect::<Result<_, _>>().map_err(io_error)
+        }
+        read => read,
+    };
+    read.map_err(map_error(name, "all entries"))
+}
+
+/// `EINVAL` before 5.6, `ENOTSUPP` (which has no name in libc) for a map kind without.
+fn lacks_batches(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | 524))
+}
+
+/// An address family, as the names of its maps and the conversions of its addresses.
+trait Addr: Octets + Pod {
+    const FAMILY: Family;
+    const ADDRESSES: &'static str;
+    const FRONTENDS: &'static str;
+    const DESCRIPTORS: &'static str;
+    const BACKENDS: &'static str;
+    const NAMES: &'static str;
+    const FLOWS: &'static str;
+    const STATS: &'static str;
+    fn ip(self) -> IpAddr;
+    fn entry(backend: Backend<Self>) -> BackendEntry;
+}
+
+impl Addr for [u8; 4] {
+    const FAMILY: Family = Family::V4;
+    const ADDRESSES: &'static str = "addresses_v4";
+    const FRONTENDS: &'static str = "frontends_v4";
+    const DESCRIPTORS: &'static str = "descriptors_v4";
+    const BACKENDS: &'static str = "backends_v4";
+    const NAMES: &'static str = "names_v4";
+    const FLOWS: &'static str = "flows_v4";
+    const STATS: &'static str = "stats_v4";
+
+    fn ip(self) -> IpAddr {
+        Ipv4Addr::from(self).into()
+    }
+
+    fn entry(backend: Backend<Self>) -> BackendEntry {
+        BackendEntry::V4(backend)
+    }
+}
+
+impl Addr for [u8; 16] {
+    const FAMILY: Family = Family::V6;
+    const ADDRESSES: &'static str = "addresses_v6";
+    const FRONTENDS: &'static str = "frontends_v6";
+    const DESCRIPTORS: &'static str = "descriptors_v6";
+    const BACKENDS: &'static str = "backends_v6";
+    const NAMES: &'static str = "names_v6";
+    const FLOWS: &'static str = "flows_v6";
+    const STATS: &'static str = "stats_v6";
+
+    fn ip(self) -> IpAddr {
+        Ipv6Addr::from(self).into()
+    }
+
+    fn entry(backend: Backend<Self>) -> BackendEntry {
+        BackendEntry::V6(backend)
+    }
+}
+
+/// A hash, with a second descriptor for batches: aya keeps its own to itself.
+struct Hash<K: Pod, V: Pod> {
+    name: &'static str,
+    map: HashMap<MapData, K, V>,
+    fd: MapData,
+}
+
+impl<K: Pod, V: Pod> Hash<K, V> {
+    fn open(pins: &Pins, name: &'static str, access: Access) -> Result<Self, MapError> {
+        let map = typed(pins, name, access)?;
+        let fd = sys::obj_get(&pins.map(name), access)
+            .and_then(|fd| MapData::from_fd(fd).map_err(io_error))
+            .map_err(map_error(name, pins.map(name).display()))?;
+        Ok(Self { name, map, fd })
+    }
+
+    fn read(&self) -> Result<Vec<(K, V)>, MapError> {
+        read_hash(self.name, &self.map, &self.fd)
+    }
+}
+
+/// The maps of one family.
+struct FamilyMaps<A: Addr> {
+    addresses: Hash<A, AddressFlags>,
+    frontends: Hash<FrontendKey<A>, u32>,
+    descriptors: Shared<Descriptor>,
+    backends: Shared<Backend<A>>,
+    names: Array<MapData, FrontendInfo>,
+    names_fd: MapData,
+    flows: Hash<FlowKey<A>, Flow<A>>,
+    stats: PerCpuArray<MapData, FrontendStats>,
+}
+
+impl<A: Addr> FamilyMaps<A> {
+    fn open(pins: &Pins, access: Access) -> Result<Self, MapError> {
+        Ok(Self {
+            addresses: Hash::open(pins, A::ADDRESSES, access)?,
+            frontends: Hash::open(pins, A::FRONTENDS, access)?,
+            descriptors: Shared::open(pins, A::DESCRIPTORS, access)?,
+            backends: Shared::open(pins, A::BACKENDS, access)?,
+            names: typed(pins, A::NAMES, access)?,
+            names_fd: sys::obj_get(&pins.map(A::NAMES), access)
+                .and_then(|fd| MapData::from_fd(fd).map_err(io_error))
+                .map_err(map_error(A::NAMES, pins.map(A::NAMES).display()))?,
+            flows: Hash::open(pins, A::FLOWS, access)?,
+            stats: typed(pins, A::STATS, access)?,
+        })
+    }
+
+    fn read(&self, actual: &mut Actual) -> Result<(), MapError> {
+        for (addr, flags) in self.addresses.read()? {
+            actual.addresses.insert(addr.ip(), flags);
+        }
+        for (key, id) in self.frontends.read()? {
+            let FrontendKey { addr, port, protocol, _pad } = key;
+            let Some(protocol) = Protocol::from_number(protocol) else {
+                let unknown = io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("protocol {protocol} is not one this agent writes"),
+                );
+                return Err(map_error(A::FRONTENDS, format!("{}:{port}", addr.ip()))(unknown));
+            };
+            actual.frontends.insert(FrontendAddr { addr: addr.ip(), port, protocol }, id);
+        }
+        let descriptors =
+            self.descriptors.read().map_err(map_error(A::DESCRIPTORS, "all entries"))?;
+        for (id, descriptor) in (0..).zip(descriptors) {
+            if descriptor != Descriptor::default() {
+                actual.descriptors.insert((A::FAMILY, id), descriptor);
+            }
+        }
+        let backends = self.backends.read().map_err(map_error(A::BACKENDS, "all entries"))?;
+        for (id, backend) in (0..).zip(backends) {
+            if backend.port != 0 {
+                actual.backends.insert((A::FAMILY, id), A::entry(backend));
+            }
+        }
+        let infos = self.infos().map_err(map_error(A::NAMES, "all entries"))?;
+        let named = infos.into_iter().filter(|(_, info)| *info != FrontendInfo::UNUSED);
+        actual.infos.extend(named.map(|(id, info)| ((A::FAMILY, id), info)));
+        Ok(())
+    }
+
+    fn infos(&self) -> io::Result<Vec<(u32, FrontendInfo)>> {
+        match sys::read_batched(self.names_fd.fd().as_fd()) {
+            Err(error) if lacks_batches(&error) => (0..self.names.len())
+                .map(|id| Ok((id, self.names.get(&id, 0).map_err(io_error)?)))
+                .collect(),
+            read => read,
+        }
+    }
+
+    /// Packets see a backend's port last when it appears and first when it goes, so that none is
+    /// sent to half an address. The port is in the last word.
+    fn set_backend(&self, id: u32, backend: &Backend<A>) -> Result<(), MapError> {
+        let stored = self.backends.mapped().and_then(|backends| {
+            if backend.port == 0 {
+                backends.write_backwards(id, backend)
+            } else {
+                backends.write(id, backend)
+            }
+        });
+        stored.map_err(map_error(A::BACKENDS, id))
+    }
+
+    fn set_descriptor(&self, id: u32, descriptor: &Descriptor) -> Result<(), MapError> {
+        self.descriptors
+            .mapped()
+            .and_then(|descriptors| descriptors.write(id, descriptor))
+            .map_err(map_error(A::DESCRIPTORS, id))
+    }
+
+    fn set_info(&mut self, id: u32, info: &FrontendInfo) -> Result<(), MapError> {
+        self.names.set(id, info, 0).map_err(io_error).map_err(map_error(A::NAMES, id))
+    }
+
+    fn reset_stats(&mut self, id: u32) -> Result<(), MapError> {
+        let mut reset = || {
+            let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+            let zeroes = PerCpuValues::try_from(vec![FrontendStats::default(); cpus])?;
+            self.stats.set(id, zeroes, 0).map_err(io_error)
+        };
+        reset().map_err(map_error(A::STATS, id))
+    }
+
+    fn stats(&self, id: u32) -> Result<FrontendStats, MapError> {
+        let values = self.stats.get(&id, 0).map_err(io_error).map_err(map_error(A::STATS, id))?;
+        Ok(values.iter().fold(FrontendStats::default(), |sum, cpu| {
+            let FrontendStats { packets, bytes, reply_packets, reply_bytes } = *cpu;
+            FrontendStats {
+                packets: sum.packets.wrapping_add(packets),
+                bytes: sum.bytes.wrapping_add(bytes),
+                reply_packets: sum.reply_packets.wrapping_add(reply_packets),
+                reply_bytes: sum.reply_bytes.wrapping_add(reply_bytes),
+            }
+        }))
+    }
+
+    fn insert_frontend(
+        &mut self,
+        addr: A,
+        frontend: &FrontendAddr,
+        id: u32,
+    ) -> Result<(), MapError> {
+        let key = FrontendKey::new(addr, frontend.port, frontend.protocol.number());
+        let inserted = self.frontends.map.insert(key, id, 0);
+        inserted.map_err(io_error).map_err(map_error(A::FRONTENDS, frontend))
+    }
+
+    fn remove_frontend(&mut self, addr: A, frontend: &FrontendAddr) -> Result<(), MapError> {
+        let key = FrontendKey::new(addr, frontend.port, frontend.protocol.number());
+        or_missing(self.frontends.map.remove(&key)).map_err(map_error(A::FRONTENDS, frontend))
+    }
+
+    fn set_address(&mut self, addr: A, flags: AddressFlags) -> Result<(), MapError> {
+        let inserted = self.addresses.map.insert(addr, flags, 0);
+        inserted.map_err(io_error).map_err(map_error(A::ADDRESSES, addr.ip()))
+    }
+
+    fn remove_address(&mut self, addr: A) -> Result<(), MapError> {
+        let removed = or_missing(self.addresses.map.remove(&addr));
+        removed.map_err(map_error(A::ADDRESSES, addr.ip()))
+    }
+
+    /// Both addresses that stay the service's in each entry: the frontend's and the backend's. A
+    /// reply entry may have been evicted and come back, so each entry speaks for both.
+    fn flow_addresses(&self, now: u64, into: &mut BTreeSet<IpAddr>) -> Result<(), MapError> {
+        for (key, flow) in self.flows.read()? {
+            if flow.expired(now) {
+                continue;
+            }
+            let (frontend, backend) =
+                if flow.has(Flow::<A>::REPLY) { (flow.src, key.src) } else { (key.dst, flow.dst) };
+            into.insert(frontend.ip());
+            into.insert(backend.ip());
+        }
+        Ok(())
+    }
+}
+
+/// An entry of a flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowEntry {
+    /// IPv4.
+    V4(FlowKey<[u8; 4]>, Flow<[u8; 4]>),
+    /// IPv6.
+    V6(FlowKey<[u8; 16]>, Flow<[u8; 16]>),
+}
+
+/// The pinned maps.
+pub struct PinnedMaps {
+    v4: FamilyMaps<[u8; 4]>,
+    v6: FamilyMaps<[u8; 16]>,
+    tables: Shared<TableBlock>,
+    devices: Hash<u32, Device>,
+    drops: PerCpuArray<MapData, u64>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl PinnedMaps {
+    /// Opens the maps by their pins, needing neither an agent nor the object. A map that is not
+    /// what this program was built for is an error.
+    pub fn open(pins: &Pins, access: Access) -> Result<Self, MapError> {
+        let blocks = sys::obj_get(&pins.map("tables"), access)
+            .and_then(|fd| sys::map_info(fd.as_fd()))
+            .map_err(map_error("tables", pins.map("tables").display()))?
+            .max_entries;
+        if blocks as usize != TABLE_BLOCKS {
+            let wrong = io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{blocks} blocks, expected {TABLE_BLOCKS}"),
+            );
+            return Err(map_error("tables", "the pinned map")(wrong));
+        }
+        Ok(Self {
+            v4: FamilyMaps::open(pins, access)?,
+            v6: FamilyMaps::open(pins, access)?,
+            tables: Shared::open(pins, "tables", access)?,
+            devices: Hash::open(pins, "devices", access)?,
+            drops: typed(pins, "drops", access)?,
+            counters: typed(pins, "counters", access)?,
+        })
+    }
+
+    fn carry_out(&mut self, op: &MapOp) -> Result<(), MapError> {
+        match op {
+            MapOp::SetBackend { id, backend } => match backend {
+                BackendEntry::V4(backend) => self.v4.set_backend(*id, backend),
+                BackendEntry::V6(backend) => self.v6.set_backend(*id, backend),
+            },
+            MapOp::WriteTable { first_block, blocks } => {
+                let tables = self.tables.mapped().map_err(map_error("tables", first_block))?;
+                // A range that starts near the end of the numbers must not wrap around.
+                for (index, block) in (u64::from(*first_block)..).zip(blocks) {
+                    u32::try_from(index)
+                        .map_err(|_| io::ErrorKind::InvalidInput.into())
+                        .and_then(|index| tables.write(index, block))
+                        .map_err(map_error("tables", index))?;
+                }
+                Ok(())
+            }
+            MapOp::SetDescriptor { family, id, descriptor } => match family {
+                Family::V4 => self.v4.set_descriptor(*id, descriptor),
+                Family::V6 => self.v6.set_descriptor(*id, descriptor),
+            },
+            MapOp::SetInfo { family, id, info } => match family {
+                Family::V4 => self.v4.set_info(*id, info),
+                Family::V6 => self.v6.set_info(*id, info),
+            },
+            MapOp::ResetStats { family, id } => match family {
+                Family::V4 => self.v4.reset_stats(*id),
+                Family::V6 => self.v6.reset_stats(*id),
+            },
+            MapOp::InsertFrontend { addr, id } => match addr.addr {
+                IpAddr::V4(ip) => self.v4.insert_frontend(ip.octets(), addr, *id),
+                IpAddr::V6(ip) => self.v6.insert_frontend(ip.octets(), addr, *id),
+            },
+            MapOp::RemoveFrontend { addr } => match addr.addr {
+                IpAddr::V4(ip) => self.v4.remove_frontend(ip.octets(), addr),
+                IpAddr::V6(ip) => self.v6.remove_frontend(ip.octets(), addr),
+            },
+            MapOp::SetAddress { addr, flags } => match addr {
+                IpAddr::V4(ip) => self.v4.set_address(ip.octets(), *flags),
+                IpAddr::V6(ip) => self.v6.set_address(ip.octets(), *flags),
+            },
+            MapOp::RemoveAddress { addr } => match addr {
+                IpAddr::V4(ip) => self.v4.remove_address(ip.octets()),
+                IpAddr::V6(ip) => self.v6.remove_address(ip.octets()),
+            },
+        }
+    }
+
+    /// Every entry of both flow tables, expired ones too; compare with [`sys::coarse_ns`].
+    pub fn flows(&self) -> Result<impl Iterator<Item = FlowEntry>, MapError> {
+        let v4 = self.v4.flows.read()?.into_iter().map(|(key, flow)| FlowEntry::V4(key, flow));
+        let v6 = self.v6.flows.read()?.into_iter().map(|(key, flow)| FlowEntry::V6(key, flow));
+        Ok(v4.chain(v6))
+    }
+
+    /// Drops by reason, summed over CPUs.
+    pub fn drops(&self) -> Result<BTreeMap<DropReason, u64>, MapError> {
+        let sum = |reason: &DropReason| {
+            Ok((
+                *reason,
+                sum_of(&self.drops, *reason as u32).map_err(map_error("drops", reason.as_str()))?,
+            ))
+        };
+        DropReason::ALL.iter().map(sum).collect()
+    }
+
+    /// Counters, summed over CPUs.
+    pub fn counters(&self) -> Result<BTreeMap<Counter, u64>, MapError> {
+        let sum = |counter: &Counter| {
+            let read = sum_of(&self.counters, *counter as u32);
+            Ok((*counter, read.map_err(map_error("counters", counter.as_str()))?))
+        };
+        Counter::ALL.iter().map(sum).collect()
+    }
+
+    /// Statistics of a frontend, summed over CPUs.
+    pub fn stats(&self, family: Family, id: u32) -> Result<FrontendStats, MapError> {
+        match family {
+            Family::V4 => self.v4.stats(id),
+            Family::V6 => self.v6.stats(id),
+        }
+    }
+
+    /// The devices the programs know, by interface index.
+    pub fn devices(&self) -> Result<BTreeMap<u32, Device>, MapError> {
+        Ok(self.devices.read()?.into_iter().collect())
+    }
+
+    /// Tells the programs about a device.
+    pub fn set_device(&mut self, ifindex: u32, device: &Device) -> Result<(), MapError> {
+        let inserted = self.devices.map.insert(ifindex, device, 0);
+        inserted.map_err(io_error).map_err(map_error("devices", ifindex))
+    }
+
+    /// Makes the programs forget a device.
+    pub fn remove_device(&mut self, ifindex: u32) -> Result<(), MapError> {
+        or_missing(self.devices.map.remove(&ifindex)).map_err(map_error("devices", ifindex))
+    }
+
+    /// Makes `devices` what the programs know; only what differs is written.
+    pub fn sync_devices(&mut self, devices: &BTreeMap<u32, Device>) -> Result<(), MapError> {
+        let known = self.devices()?;
+        for (ifindex, device) in devices {
+            if known.get(ifindex) != Some(device) {
+                self.set_device(*ifindex, device)?;
+            }
+        }
+        for ifindex in known.keys().filter(|ifindex| !devices.contains_key(ifindex)) {
+            self.remove_device(*ifindex)?;
+        }
+        Ok(())
+    }
+}
+
+fn sum_of(map: &PerCpuArray<MapData, u64>, index: u32) -> io::Result<u64> {
+    let values = map.get(&index, 0).map_err(io_error)?;
+    Ok(values.iter().fold(0, |sum, cpu| sum.wrapping_add(*cpu)))
+}
+
+impl Maps for PinnedMaps {
+    fn read(&self) -> Result<Actual, MapError> {
+        let tables = self.tables.read().map_err(map_error("tables", "all entries"))?;
+        let mut actual = Actual {
+            frontends: BTreeMap::new(),
+            descriptors: BTreeMap::new(),
+            infos: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            tables,
+        };
+        self.v4.read(&mut actual)?;
+        self.v6.read(&mut actual)?;
+        Ok(actual)
+    }
+
+    fn apply(&mut self, ops: &[MapOp]) -> (usize, Option<MapError>) {
+        for (done, op) in ops.iter().enumerate() {
+            if let Err(error) = self.carry_out(op) {
+                return (done, Some(error));
+            }
+        }
+        (ops.len(), None)
+    }
+
+    fn flow_addresses(&self) -> Result<BTreeSet<IpAddr>, MapError> {
+        let now = sys::coarse_ns();
+        let mut addresses = BTreeSet::new();
+        self.v4.flow_addresses(now, &mut addresses)?;
+        self.v6.flow_addresses(now, &mut addresses)?;
+        Ok(addresses)
+    }
+}

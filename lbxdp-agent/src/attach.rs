@@ -1,0 +1,543 @@
+//! Loads the programs and attaches them to devices, and takes over what an earlier agent left.
+//!
+//! XDP is attached natively through a link or not at all. tc programs are attached through tcx
+//! links (6.6+) at the head of the chain, or as filters of a clsact qdisc. They hand on whatever
+//! they do not drop or redirect, so that a CNI's programs get their turn: on the way in they see
+//! packets already translated where tc did it, on the way out with the frontend's address, as
+//! they would with a translation in netfilter.
+//!
+//! Links are pinned. A new agent replaces their programs in place, and no packet meets none. A
+//! link whose device is gone is dead and is removed; a device that was recreated gets a new one.
+//!
+//! Nothing here is stored for later: what is attached is read back from pins and netlink, which
+//! also tells the status while no agent runs ([`read_status`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, anyhow, bail};
+use aya::programs::{SchedClassifier, Xdp};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
+
+use crate::apply::MapError;
+use crate::apply::pinned::PinnedMaps;
+use crate::device::{self, NoXdp, Rules, Selection, Wanted, Why};
+use crate::netlink::Network;
+use crate::netlink::tc::Tc;
+use crate::pins::{self, LinkPin, MapSpec, Pins};
+use crate::sys::{self, Access, Point};
+
+const XDP_FRAGS: &str = "lbxdp_xdp_frags";
+const XDP_PLAIN: &str = "lbxdp_xdp";
+const INGRESS: &str = "lbxdp_ingress";
+const EGRESS: &str = "lbxdp_egress";
+
+/// How tc programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TcMode {
+    /// tcx where the kernel has it.
+    #[default]
+    Auto,
+    /// clsact filters, on any kernel.
+    Clsact,
+}
+
+/// What the programs are loaded with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Directory of pins.
+    pub pin_path: PathBuf,
+    /// Source ports of translated flows to remote backends.
+    pub snat_ports: RangeInclusive<u16>,
+    /// Log level of the programs, as `aya_log` counts: 0 is off, 5 is trace.
+    pub log_level: u8,
+    /// How tc programs are attached.
+    pub tc: TcMode,
+    /// Loads the XDP program without frags even where the kernel could: for tests.
+    pub without_frags: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            pin_path: pins::DEFAULT_PIN_PATH.into(),
+            snat_ports: 61_000..=65_535,
+            log_level: 0,
+            tc: TcMode::Auto,
+            without_frags: false,
+        }
+    }
+}
+
+/// How tc programs are attached to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcKind {
+    /// Links.
+    Tcx,
+    /// Filters of a clsact qdisc.
+    Clsact,
+}
+
+/// What runs on a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceStatus {
+    /// Name.
+    pub name: String,
+    /// Interface index; zero when there is no such device.
+    pub ifindex: u32,
+    /// Why the device is served; `None` when only its pins are known.
+    pub why: Option<Why>,
+    /// Native XDP, or why not.
+    pub xdp: Result<(), NoXdp>,
+    /// tc, if it is attached in both directions.
+    pub tc: Option<TcKind>,
+    /// What failed; it is tried again with every [`Dataplane::sync`].
+    pub error: Option<String>,
+}
+
+struct Loaded {
+    fd: OwnedFd,
+    id: u32,
+}
+
+/// The loaded programs. Dropping it detaches nothing.
+pub struct Dataplane {
+    ebpf: Ebpf,
+    pins: Pins,
+    specs: BTreeMap<String, MapSpec>,
+    programs: BTreeMap<Point, Loaded>,
+    frags: bool,
+    tc_kind: TcKind,
+    rebuilt: Vec<pins::Mismatch>,
+    /// Leftovers of earlier agents are gone.
+    settled: bool,
+}
+
+impl Dataplane {
+    /// Loads `object`, on the pinned maps if they fit and on new ones if not. Nothing is attached
+    /// yet, and what is attached keeps running.
+    pub fn load(object: &[u8], config: &Config) -> anyhow::Result<Self> {
+        let pins = Pins::new(&config.pin_path);
+        pins.prepare()?;
+        let specs = pins::pinned_maps(object)?;
+        let rebuilt = pins.verify(&specs);
+        for mismatch in &rebuilt {
+            tracing::warn!("{mismatch}: all maps are rebuilt, established flows are forgotten");
+        }
+        if !rebuilt.is_empty() {
+            pins.set_aside().context("putting the old maps aside")?;
+        }
+        let loaded = load_programs(object, config, &pins, &specs);
+        if loaded.is_err() && !rebuilt.is_empty() {
+            pins.put_back().context("putting the old maps back")?;
+        }
+        let (ebpf, programs, frags) = loaded?;
+        let tc_kind = match config.tc {
+            TcMode::Auto if kernel_at_least(6, 6) => TcKind::Tcx,
+            TcMode::Auto | TcMode::Clsact => TcKind::Clsact,
+        };
+        Ok(Self { ebpf, pins, specs, programs, frags, tc_kind, rebuilt, settled: false })
+    }
+
+    /// The loaded object, for its log.
+    pub const fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// The pin directory.
+    pub const fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Whether the XDP program takes packets in more than one buffer (MTU over a page).
+    pub const fn frags(&self) -> bool {
+        self.frags
+    }
+
+    /// The pinned maps that did not fit; not empty if the maps are new for that reason.
+    pub fn rebuilt(&self) -> &[pins::Mismatch] {
+        &self.rebuilt
+    }
+
+    /// Opens the maps.
+    pub fn maps(&self) -> Result<PinnedMaps, MapError> {
+        PinnedMaps::open(&self.pins, Access::ReadWrite)
+    }
+
+    /// Ids of our XDP programs: the loaded one and those that pinned links run.
+    pub fn own_programs(&self) -> io::Result<BTreeSet<u32>> {
+        let mut ours = own_xdp_programs(&self.pins.links()?);
+        ours.insert(self.program(Point::Xdp).id);
+        Ok(ours)
+    }
+
+    fn program(&self, point: Point) -> &Loaded {
+        // `load_programs` loads one for each point.
+        &self.programs[&point]
+    }
+
+    /// Chooses devices, attaches to them and tells the programs about them: one round of
+    /// everything, to be repeated whenever the network changes and at least every few seconds.
+    pub fn reconcile(
+        &mut self,
+        network: &Network,
+        rules: &Rules,
+        maps: &mut PinnedMaps,
+    ) -> anyhow::Result<Vec<DeviceStatus>> {
+        let ours = self.own_programs().context("listing pinned links")?;
+        let selection = device::select(network, rules, &ours);
+        // A program that starts on a device must find itself; what it may do there can wait.
+        let known = maps.devices()?;
+        for (ifindex, entry) in device::entries(network, &selection.wanted, &BTreeSet::new()) {
+            if !known.contains_key(&ifindex) {
+                maps.set_device(ifindex, &entry)?;
+            }
+        }
+        let statuses = self.sync(&selection);
+        let native =
+            statuses.iter().filter(|status| status.xdp.is_ok()).map(|status| status.ifindex);
+        maps.sync_devices(&device::entries(network, &selection.wanted, &native.collect()))?;
+        Ok(statuses)
+    }
+
+    /// Attaches the programs to the devices of `selection` and to no other. A device that fails
+    /// does not stop the others.
+    pub fn sync(&mut self, selection: &Selection) -> Vec<DeviceStatus> {
+        let mut statuses: Vec<_> = selection
+            .rejected
+            .iter()
+            .map(|rejected| DeviceStatus {
+                name: rejected.name.clone(),
+                ifindex: rejected.ifindex,
+                why: None,
+                xdp: Err(NoXdp::Refused(rejected.reason.to_owned())),
+                tc: None,
+                error: Some(rejected.reason.to_owned()),
+            })
+            .collect();
+        let links = self.keep_links(&selection.wanted);
+        let (mut links, broken) = match links {
+            Ok(links) => (links, None),
+            Err(error) => (BTreeMap::new(), Some(format!("pinned links: {error}"))),
+        };
+        let mut tc = Tc::open();
+        for wanted in &selection.wanted {
+            let status = match (&broken, &mut tc) {
+                (Some(error), _) => failed(wanted, error.clone()),
+                (None, Err(error)) => failed(wanted, format!("netlink: {error}")),
+                (None, Ok(tc)) => self.attach(wanted, &mut links, tc),
+            };
+            statuses.push(status);
+        }
+        drop(links);
+        if let Ok(tc) = &mut tc
+            && (self.tc_kind == TcKind::Clsact || !self.settled)
+            && let Err(error) = self.sweep_filters(&selection.wanted, tc)
+        {
+            tracing::warn!(%error, "removing tc filters from devices that are not served");
+        }
+        self.settle(&statuses);
+        statuses
+    }
+
+    /// Removes links to devices that are gone or not to be served, and moves the pins of renamed
+    /// devices. Returns the others.
+    fn keep_links(&self, wanted: &[Wanted]) -> io::Result<BTreeMap<(u32, Point), LinkPin>> {
+        let mut kept = BTreeMap::new();
+        for mut link in self.pins.links()? {
+            let owner = wanted.iter().find(|wanted| {
+                wanted.ifindex == link.info.ifindex
+                    && match link.point {
+                        Point::Xdp => wanted.xdp.is_ok(),
+                        Point::Ingress | Point::Egress => wanted.tc,
+                    }
+            });
+            let Some(owner) = owner else {
+                tracing::info!(device = link.device, point = link.point.as_str(), "detached");
+                link.remove()?;
+                continue;
+            };
+            let path = self.pins.link(&owner.name, link.point);
+            if path != link.path {
+                std::fs::rename(&link.path, &path)?;
+                link.path = path;
+            }
+            kept.insert((owner.ifindex, link.point), link);
+        }
+        Ok(kept)
+    }
+
+    fn attach(
+        &self,
+        wanted: &Wanted,
+        links: &mut BTreeMap<(u32, Point), LinkPin>,
+        tc: &mut Tc,
+    ) -> DeviceStatus {
+        let mut errors = Vec::new();
+        let xdp = wanted.xdp.clone().and_then(|()| {
+            let link = links.remove(&(wanted.ifindex, Point::Xdp));
+            self.attach_link(wanted, Point::Xdp, link).map_err(|error| match error.raw_os_error() {
+                Some(libc::EOPNOTSUPP) => NoXdp::Driver,
+                Some(libc::EBUSY | libc::EEXIST) => NoXdp::Foreign { prog_id: 0 },
+                Some(libc::ERANGE) if !self.frags => {
+                    NoXdp::Refused(format!("{error} (MTU too large for one buffer)"))
+                }
+                _ => NoXdp::Refused(error.to_string()),
+            })
+        });
+        let tc_kind = wanted.tc.then_some(self.tc_kind);
+        for point in [Point::Ingress, Point::Egress] {
+            let link = links.remove(&(wanted.ifindex, point));
+            let attached = match tc_kind {
+                Some(TcKind::Tcx) => self.attach_link(wanted, point, link),
+                Some(TcKind::Clsact) => self.attach_filter(wanted, point, link, tc),
+                None => Ok(()),
+            };
+            if let Err(error) = attached {
+                errors.push(format!("tc {}: {error}", point.as_str()));
+            }
+        }
+        DeviceStatus {
+            name: wanted.name.clone(),
+            ifindex: wanted.ifindex,
+            why: Some(wanted.why),
+            xdp,
+            tc: tc_kind.filter(|_| errors.is_empty()),
+            error: (!errors.is_empty()).then(|| errors.join("; ")),
+        }
+    }
+
+    fn attach_link(&self, wanted: &Wanted, point: Point, link: Option<LinkPin>) -> io::Result<()> {
+        let program = self.program(point);
+        if let Some(link) = link {
+            if link.info.prog_id == program.id {
+                return Ok(());
+            }
+            match sys::link_update(link.fd.as_fd(), program.fd.as_fd()) {
+                Ok(()) => {
+                    tracing::info!(
+                        device = wanted.name,
+                        point = point.as_str(),
+                        "program replaced"
+                    );
+                    return Ok(());
+                }
+                // The old program was of a kind that this one cannot replace.
+                Err(error) => {
+                    tracing::warn!(
+                        device = wanted.name,
+                        point = point.as_str(),
+                        %error,
+                        "program could not be replaced, attaching anew"
+                    );
+                    link.remove()?;
+                }
+            }
+        }
+        let link = sys::link_create(program.fd.as_fd(), wanted.ifindex, point)?;
+        let path = self.pins.link(&wanted.name, point);
+        sys::obj_pin(link.as_fd(), &path).map_err(|error| {
+            io::Error::new(error.kind(), format!("pin {}: {error}", path.display()))
+        })?;
+        tracing::info!(device = wanted.name, point = point.as_str(), "attached");
+        Ok(())
+    }
+
+    fn attach_filter(
+        &self,
+        wanted: &Wanted,
+        point: Point,
+        link: Option<LinkPin>,
+        tc: &mut Tc,
+    ) -> io::Result<()> {
+        let program = self.program(point);
+        if tc.filter_program(wanted.ifindex, point)? != Some(program.id) {
+            if tc.add_clsact(wanted.ifindex)? {
+                match std::fs::create_dir(self.pins.qdisc_mark(&wanted.name)) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(error);
+                    }
+                    _ => {}
+                }
+            }
+            tc.set_filter(wanted.ifindex, point, program.fd.as_fd())?;
+            tracing::info!(device = wanted.name, point = point.as_str(), "attached (clsact)");
+        }
+        // An earlier agent used tcx.
+        link.map_or(Ok(()), LinkPin::remove)
+    }
+
+    /// Removes our filters from devices that are not to have them, and qdiscs that only they
+    /// needed.
+    fn sweep_filters(&self, wanted: &[Wanted], tc: &mut Tc) -> io::Result<()> {
+        for device in tc.devices()? {
+            let keep = self.tc_kind == TcKind::Clsact
+                && wanted.iter().any(|wanted| wanted.tc && wanted.ifindex == device.ifindex);
+            if keep {
+                continue;
+            }
+            for point in [Point::Ingress, Point::Egress] {
+                tc.remove_filter(device.ifindex, point)?;
+            }
+            let mark = self.pins.qdisc_mark(&device.name);
+            if mark.is_dir() {
+                if !tc.has_filters(device.ifindex)? {
+                    tc.remove_clsact(device.ifindex)?;
+                }
+                std::fs::remove_dir(mark)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what only earlier programs used, once none of them is attached any more.
+    fn settle(&mut self, statuses: &[DeviceStatus]) {
+        if self.settled || statuses.iter().any(|status| status.error.is_some()) {
+            return;
+        }
+        let ours: BTreeSet<_> = self.programs.values().map(|program| program.id).collect();
+        let settle = || -> io::Result<bool> {
+            if self.pins.links()?.iter().any(|link| !ours.contains(&link.info.prog_id)) {
+                return Ok(false);
+            }
+            for path in self.pins.remove_unused(&self.specs)? {
+                tracing::info!(path = %path.display(), "removed, no program uses it");
+            }
+            Ok(true)
+        };
+        match settle() {
+            Ok(settled) => self.settled = settled,
+            Err(error) => tracing::warn!(%error, "removing maps of earlier agents"),
+        }
+    }
+}
+
+fn failed(wanted: &Wanted, error: String) -> DeviceStatus {
+    DeviceStatus {
+        name: wanted.name.clone(),
+        ifindex: wanted.ifindex,
+        why: Some(wanted.why),
+        xdp: Err(NoXdp::Refused(error.clone())),
+        tc: None,
+        error: Some(error),
+    }
+}
+
+fn own_xdp_programs(links: &[LinkPin]) -> BTreeSet<u32> {
+    links.iter().filter(|link| link.point == Point::Xdp).map(|link| link.info.prog_id).collect()
+}
+
+fn load_programs(
+    object: &[u8],
+    config: &Config,
+    pins: &Pins,
+    specs: &BTreeMap<String, MapSpec>,
+) -> anyhow::Result<(Ebpf, BTreeMap<Point, Loaded>, bool)> {
+    let (lowest, highest) =
+        (u32::from(*config.snat_ports.start()), u32::from(*config.snat_ports.end()));
+    if lowest > highest || lowest == 0 {
+        bail!("source ports {lowest}-{highest}: not a range");
+    }
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("SNAT_PORT_LO", &lowest, true)
+        .override_global("SNAT_PORT_HI", &highest, true)
+        .override_global(aya_log::LEVEL, &config.log_level, false);
+    for name in specs.keys() {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut ebpf = loader.load(object).context("loading the BPF object")?;
+
+    let mut programs = BTreeMap::new();
+    let (xdp, frags) = load_xdp(&mut ebpf, config)?;
+    programs.insert(Point::Xdp, xdp);
+    for (point, name) in [(Point::Ingress, INGRESS), (Point::Egress, EGRESS)] {
+        let program: &mut SchedClassifier = ebpf
+            .program_mut(name)
+            .ok_or_else(|| anyhow!("the BPF object has no program {name}"))?
+            .try_into()
+            .with_context(|| format!("program {name}"))?;
+        program.load().with_context(|| format!("program {name}"))?;
+        programs.insert(point, loaded(program.fd()?.as_fd())?);
+    }
+    Ok((ebpf, programs, frags))
+}
+
+/// The program with frags (5.18+, or backported), else the one without.
+fn load_xdp(ebpf: &mut Ebpf, config: &Config) -> anyhow::Result<(Loaded, bool)> {
+    let mut load = |name: &str| -> anyhow::Result<Loaded> {
+        let program: &mut Xdp = ebpf
+            .program_mut(name)
+            .ok_or_else(|| anyhow!("the BPF object has no program {name}"))?
+            .try_into()
+            .with_context(|| format!("program {name}"))?;
+        program.load().with_context(|| format!("program {name}"))?;
+        loaded(program.fd()?.as_fd())
+    };
+    if !config.without_frags {
+        match load(XDP_FRAGS) {
+            Ok(program) => return Ok((program, true)),
+            // From 5.18 on, the flag is not what the kernel objects to.
+            Err(error) if kernel_at_least(5, 18) => return Err(error),
+            Err(error) => tracing::info!("no XDP frags on this kernel: {error:#}"),
+        }
+    }
+    Ok((load(XDP_PLAIN)?, false))
+}
+
+fn kernel_at_least(major: u8, minor: u8) -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(major, minor, 0))
+}
+
+fn loaded(fd: BorrowedFd<'_>) -> anyhow::Result<Loaded> {
+    Ok(Loaded { fd: fd.try_clone_to_owned()?, id: sys::prog_id(fd)? })
+}
+
+/// What runs on which device, as far as pins and netlink tell: with a dead agent, that is
+/// everything but what it would do about errors.
+pub fn read_status(pins: &Pins, network: &Network) -> anyhow::Result<Vec<DeviceStatus>> {
+    let links = pins.links().with_context(|| format!("pins in {}", pins.root().display()))?;
+    let ours = own_xdp_programs(&links);
+    let mut tc = Tc::open().context("netlink")?;
+    let mut devices: BTreeMap<u32, (String, BTreeSet<Point>, Option<TcKind>)> = BTreeMap::new();
+    for link in &links {
+        // A dead link says nothing about a device, except that it is gone.
+        if let Some(device) = network.links.get(&link.info.ifindex) {
+            let (_, points, _) = devices
+                .entry(device.ifindex)
+                .or_insert_with(|| (device.name.clone(), BTreeSet::new(), None));
+            points.insert(link.point);
+        }
+    }
+    for (_, points, kind) in devices.values_mut() {
+        if points.contains(&Point::Ingress) && points.contains(&Point::Egress) {
+            *kind = Some(TcKind::Tcx);
+        }
+    }
+    for device in tc.devices()? {
+        if tc.filter_program(device.ifindex, Point::Ingress)?.is_some()
+            && tc.filter_program(device.ifindex, Point::Egress)?.is_some()
+        {
+            let (_, _, kind) = devices
+                .entry(device.ifindex)
+                .or_insert_with(|| (device.name.clone(), BTreeSet::new(), None));
+            kind.get_or_insert(TcKind::Clsact);
+        }
+    }
+    Ok(devices
+        .into_iter()
+        .map(|(ifindex, (name, points, tc))| {
+            let xdp = if points.contains(&Point::Xdp) {
+                Ok(())
+            } else {
+                Err(device::no_xdp(network, ifindex, &ours)
+                    .unwrap_or_else(|| NoXdp::Refused("not attached".to_owned())))
+            };
+            DeviceStatus { name, ifindex, why: None, xdp, tc, error: None }
+        })
+        .collect())
+}

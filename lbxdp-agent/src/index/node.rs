@@ -1,0 +1,40 @@
+//! The addresses on which this node serves NodePorts.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Node;
+
+use super::address;
+use crate::model::Family;
+use crate::problem::{Problems, quoted};
+use crate::source::{ObjectId, Sourced};
+
+/// The primary addresses of a node: the first `InternalIP` of each family. That is kube-proxy's
+/// `--nodeport-addresses=primary`, the default of its nftables mode (KEP-3866); `ExternalIP` is
+/// usually the outside of somebody else's NAT.
+pub(super) fn primary_addresses(
+    id: &ObjectId,
+    node: &Sourced<impl AsRef<Node>>,
+    problems: &mut Problems,
+) -> BTreeMap<Family, IpAddr> {
+    let mut report = problems.about(&node.origin, &id.to_string());
+    let status = node.object.as_ref().status.as_ref();
+    let mut primary = BTreeMap::new();
+    let addresses = status.and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+    for (index, written) in addresses.iter().enumerate() {
+        if written.type_ != "InternalIP" {
+            continue;
+        }
+        match address::parse(&written.address) {
+            Ok(addr) => {
+                primary.entry(Family::of(addr)).or_insert(addr);
+            }
+            Err(error) => report.error(
+                format!("status.addresses[{index}].address"),
+                format!("{} {error}: NodePorts are not served on it", quoted(&written.address)),
+            ),
+        }
+    }
+    primary
+}

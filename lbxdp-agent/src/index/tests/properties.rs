@@ -1,0 +1,199 @@
+//! Objects that make no sense.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::*;
+
+/// Values that are nearly right, next to any text at all. None of the addresses and ports of the
+/// good Services is among them.
+fn text(nearly: &'static [&'static str]) -> impl Strategy<Value = Value> {
+    prop_oneof![
+        6 => select(nearly).prop_map(|text| json!(text)),
+        1 => any::<String>().prop_map(|text| json!(text)),
+        1 => Just(Value::Null),
+    ]
+}
+
+fn address() -> impl Strategy<Value = Value> {
+    text(&[
+        "10.77.0.1",
+        "10.77.0.2",
+        "192.0.2.77",
+        "2001:db8::77",
+        "10.1.0.1",
+        "fd00:1::1",
+        "127.0.0.1",
+        "::",
+        "None",
+        "",
+        "fe80::1",
+        "224.0.0.1",
+        "::ffff:10.96.0.1",
+        "10.96.0.1/32",
+    ])
+}
+
+fn number() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        4 => (40_000..40_004i32).prop_map(|n| json!(n)),
+        1 => any::<i32>().prop_filter("ports of the good Services", |n| !(1..40_000).contains(n))
+            .prop_map(|n| json!(n)),
+        1 => Just(json!(0)),
+        1 => Just(Value::Null),
+    ]
+}
+
+fn port() -> impl Strategy<Value = Value> {
+    let name = text(&["http", "dns", "", "A", "a/b"]);
+    let protocol = text(&["TCP", "UDP", "SCTP", "", "tcp"]);
+    (name, protocol, number(), number()).prop_map(|(name, protocol, port, node_port)| {
+        let port = if port.is_null() { json!(0) } else { port };
+        json!({"name": name, "protocol": protocol, "port": port, "nodePort": node_port})
+    })
+}
+
+/// An array without nulls, or nothing.
+fn list(item: impl Strategy<Value = Value>) -> impl Strategy<Value = Value> {
+    let items = vec(item, 0..4);
+    prop_oneof![
+        6 => items.prop_map(|items| {
+            items.into_iter().filter(|item| !item.is_null()).collect::<Value>()
+        }),
+        1 => Just(Value::Null),
+    ]
+}
+
+fn labels(service: &'static [&'static str]) -> impl Strategy<Value = Value> {
+    let more =
+        text(&["service.kubernetes.io/headless", "x", "service.kubernetes.io/service-proxy-name"]);
+    (text(service), more, 0..8u8).prop_map(|(service, more, dice)| {
+        let mut labels = json!({});
+        if let Some(service) = service.as_str() {
+            labels = json!({slices::SERVICE_NAME_LABEL: service});
+        }
+        match more.as_str() {
+            Some(more) if dice == 0 => merge(labels, json!({more: "x"})),
+            _ => labels,
+        }
+    })
+}
+
+/// A Service whose name and claims are not those of the good ones.
+fn any_service() -> impl Strategy<Value = Sourced<Object>> {
+    let policy = || text(&["Cluster", "Local", "local"]);
+    let ingress = (address(), text(&["VIP", "Proxy", "x"]))
+        .prop_map(|(ip, mode)| json!({"ip": ip, "ipMode": mode, "hostname": "h"}));
+    (
+        text(&["bad-1", "bad-2", "", "a/b"]),
+        labels(&["x"]),
+        (text(&["ClusterIP", "NodePort", "LoadBalancer", "ExternalName", "x"]), address()),
+        (list(address()), list(port()), list(ingress), list(address())),
+        (policy(), policy(), list(text(&["IPv4", "IPv6", "x"])), policy()),
+    )
+        .prop_map(|(name, labels, (type_, ip), (ips, ports, ingress, external), more)| {
+            let (external_policy, internal_policy, families, affinity) = more;
+            object::<Service>(json!({
+                "metadata": {"name": name, "labels": labels},
+                "spec": {
+                    "type": type_, "clusterIP": ip, "clusterIPs": ips, "ports": ports,
+                    "externalIPs": external, "externalTrafficPolicy": external_policy,
+                    "internalTrafficPolicy": internal_policy, "ipFamilies": families,
+                    "sessionAffinity": affinity,
+                },
+                "status": {"loadBalancer": {"ingress": ingress}},
+            }))
+        })
+}
+
+fn any_slice(services: &'static [&'static str]) -> impl Strategy<Value = Sourced<Object>> {
+    let conditions = any::<(Option<bool>, Option<bool>)>();
+    let endpoint = (list(address()), text(&[NODE, "node-2"]), conditions).prop_map(
+        |(addresses, node, (ready, serving))| {
+            let conditions = json!({"ready": ready, "serving": serving});
+            json!({"addresses": addresses, "nodeName": node, "conditions": conditions})
+        },
+    );
+    (
+        text(&["s-1", "s-2", "s-3"]),
+        labels(services),
+        text(&["IPv4", "IPv6", "FQDN"]),
+        list(endpoint),
+        list(port()),
+    )
+        .prop_map(|(name, labels, kind, endpoints, ports)| {
+            let metadata = json!({"name": name, "labels": labels});
+            object::<EndpointSlice>(json!({
+                "metadata": metadata, "addressType": kind, "endpoints": endpoints, "ports": ports,
+            }))
+        })
+}
+
+fn any_node() -> impl Strategy<Value = Sourced<Object>> {
+    let addr = (text(&["InternalIP", "ExternalIP"]), address())
+        .prop_map(|(kind, addr)| json!({"type": kind, "address": addr}));
+    (text(&[NODE, "node-2"]), list(addr)).prop_map(|(name, addresses)| {
+        object::<Node>(json!({"metadata": {"name": name}, "status": {"addresses": addresses}}))
+    })
+}
+
+fn good() -> Vec<Sourced<Object>> {
+    let ports = json!([{"name": "http", "port": 80, "nodePort": 30080}]);
+    let slice_ports = json!([{"name": "http", "port": 8080}]);
+    let endpoints = on_nodes(&[("10.0.0.1", true), ("10.0.0.2", false)]);
+    let slice = slice("web-1", "web", json!({"ports": slice_ports, "endpoints": endpoints}));
+    let other = service("other", json!({"clusterIP": "10.96.0.2", "ports": [{"port": 81}]}));
+    vec![
+        web_balancer(json!({"ports": ports, "externalTrafficPolicy": "Local"})),
+        slice,
+        other,
+        this_node(),
+    ]
+}
+
+/// The same objects in both orders give the same; which of two objects with one id came last is
+/// not part of that.
+fn distinct(objects: Vec<Sourced<Object>>) -> Vec<Sourced<Object>> {
+    let by_id: BTreeMap<_, _> = objects.into_iter().map(|o| (o.object.id(), o)).collect();
+    by_id.into_values().collect()
+}
+
+proptest! {
+    #[test]
+    fn nonsense_never_panics_and_the_order_never_matters(
+        services in vec(any_service(), 0..6),
+        slices in vec(any_slice(&["bad-1", "bad-2", "nobody"]), 0..4),
+        nodes in vec(any_node(), 0..3),
+    ) {
+        let objects = distinct([services, slices, nodes].concat());
+        let (desired, problems) = desired(&objects);
+        for problem in &problems {
+            prop_assert!(!problem.to_string().contains(char::is_control), "{:?}", problem);
+        }
+        for (addr, Frontend { external, internal, .. }) in &desired.frontends {
+            for endpoints in [external, internal] {
+                if let Endpoints::Serve(addrs) = endpoints {
+                    prop_assert!(!addrs.is_empty());
+                    let fits = |a: &std::net::SocketAddr| {
+ a.is_ipv4() == addr.addr.is_ipv4() && a.port() != 0 };
+prop_assert!(addrs.iter().all(fits));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_service_never_changes_the_frontends_of_others(
+        bad in vec(any_service(), 1..4),
+        slices in vec(any_slice(&["bad-1", "bad-2", "nobody"]), 0..3),
+    ) {
+        let alone = desired(&good()).0;
+        let objects = distinct([good(), bad, slices].concat());
+        let with_bad = desired(&objects).0;
+        for (addr, frontend) in &alone.frontends {
+            prop_assert_eq!(with_bad.frontends.get(addr), Some(frontend));
+        }
+        prop_assert!(with_bad.local_backends.is_superset(&alone.local_backends));
+    }
+}

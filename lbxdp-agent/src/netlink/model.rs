@@ -1,0 +1,406 @@
+//! Links, addresses and default routes, from netlink messages. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    VlanProtocol,
+};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+
+/// An 802.1Q or 802.1ad tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// VLAN id.
+    pub id: u16,
+    /// Whether it is a service tag (802.1ad).
+    pub service: bool,
+}
+
+/// An XDP program on a device, whoever put it there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpAttachment {
+    /// Id of the program; one of them when several modes are in use.
+    pub prog_id: u32,
+}
+
+/// A network device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index.
+    pub ifindex: u32,
+    /// Name.
+    pub name: String,
+    /// Kind of a virtual device (`veth`, `vlan`, `vxlan`, `bridge`, ...).
+    pub kind: Option<String>,
+    /// Kind of the device that this one is a port of (`bridge`, `bond`, `vrf`, ...).
+    pub port_of: Option<String>,
+    /// Hardware address of an Ethernet device.
+    pub mac: Option<[u8; 6]>,
+    /// Largest packet.
+    pub mtu: u32,
+    /// Whether frames have Ethernet headers.
+    pub ethernet: bool,
+    /// Whether it is a loopback device.
+    pub loopback: bool,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// The device below this one, when in the same network namespace.
+    pub parent: Option<u32>,
+    /// The tag of a VLAN device.
+    pub vlan: Option<Vlan>,
+    /// Addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Whether a default route of the main table leaves through it.
+    pub default_route: bool,
+    /// XDP program on it.
+    pub xdp: Option<XdpAttachment>,
+    /// XDP features (`netdev` family); `None` before 6.3.
+    pub xdp_features: Option<u64>,
+}
+
+/// What is known of this network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// Devices by interface index.
+    pub links: BTreeMap<u32, Link>,
+    /// Changes when a route lookup may give another answer than before.
+    pub routes_version: u64,
+}
+
+impl Network {
+    /// The device of this name.
+    pub fn by_name(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|link| link.name == name)
+    }
+
+    /// The addresses of all devices, loopback and link-local ones left out.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.links
+            .values()
+            .filter(|link| !link.loopback)
+            .flat_map(|link| &link.addresses)
+            .filter(|addr| match addr {
+                IpAddr::V4(addr) => !addr.is_loopback() && !addr.is_link_local(),
+                IpAddr::V6(addr) => !addr.is_loopback() && !addr.is_unicast_link_local(),
+            })
+            .copied()
+            .collect()
+    }
+}
+
+/// Takes messages in.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    links: BTreeMap<u32, Link>,
+    addresses: BTreeSet<(u32, IpAddr)>,
+    default_routes: BTreeSet<u32>,
+    features: Option<BTreeMap<u32, u64>>,
+    routes_version: u64,
+    /// Default routes must be listed again.
+    pub(super) routes_stale: bool,
+}
+
+impl State {
+    pub(super) fn network(&self) -> Network {
+        let mut links = self.links.clone();
+        for link in links.values_mut() {
+            link.default_route = self.default_routes.contains(&link.ifindex);
+            link.xdp_features =
+                self.features.as_ref().map(|all| all.get(&link.ifindex).copied().unwrap_or(0));
+        }
+        for (ifindex, addr) in &self.addresses {
+            if let Some(link) = links.get_mut(ifindex) {
+                link.addresses.insert(*addr);
+            }
+        }
+        Network { links, routes_version: self.routes_version }
+    }
+
+    pub(super) fn set_links(&mut self, messages: &[LinkMessage]) {
+        let links: BTreeMap<_, _> =
+            messages.iter().filter_map(link_of).map(|link| (link.ifindex, link)).collect();
+        if links != self.links {
+            self.links = links;
+            self.routes_changed();
+        }
+    }
+
+    pub(super) fn set_addresses(&mut self, messages: &[AddressMessage]) {
+        let addresses: BTreeSet<_> = messages.iter().filter_map(address_of).collect();
+        if addresses != self.addresses {
+            self.addresses = addresses;
+            self.routes_changed();
+        }
+    }
+
+    pub(super) fn set_routes(&mut self, messages: &[RouteMessage]) {
+        self.default_routes = messages.iter().flat_map(default_devices).collect();
+        self.routes_stale = false;
+    }
+
+    pub(super) fn set_features(&mut self, features: Option<BTreeMap<u32, u64>>) {
+        self.features = features;
+    }
+
+    /// The kernel announces no removal of an IPv4 route that goes because its device or its
+    /// source address went: whatever may have that effect makes the routes stale.
+    fn routes_changed(&mut self) {
+        self.routes_version += 1;
+        self.routes_stale = true;
+    }
+
+    /// Most devices are pods': only those of default routes are worth listing routes for.
+    fn device_changed(&mut self, ifindex: u32) {
+        self.routes_version += 1;
+        self.routes_stale |= self.default_routes.contains(&ifindex);
+    }
+
+    pub(super) fn event(&mut self, message: &RouteNetlinkMessage) {
+        match message {
+            RouteNetlinkMessage::NewLink(link) => {
+                let Some(link) = link_of(link) else { return };
+                let (ifindex, up) = (link.ifindex, link.up);
+                let before = self.links.insert(ifindex, link);
+                if before.is_some_and(|before| before.up != up) {
+                    self.device_changed(ifindex);
+                }
+            }
+            RouteNetlinkMessage::DelLink(link) => {
+                // A port that leaves its bridge is announced as deleted in the bridge's family.
+                if link.header.interface_family != AddressFamily::Unspec {
+                    return;
+                }
+                self.links.remove(&link.header.index);
+                self.addresses.retain(|(ifindex, _)| *ifindex != link.header.index);
+                self.device_changed(link.header.index);
+            }
+            RouteNetlinkMessage::NewAddress(address) => {
+                if address_of(address).is_some_and(|address| self.addresses.insert(address)) {
+                    self.routes_changed();
+                }
+            }
+            RouteNetlinkMessage::DelAddress(address) => {
+                if address_of(address).is_some_and(|address| self.addresses.remove(&address)) {
+                    self.routes_changed();
+                }
+            }
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                self.routes_version += 1;
+                self.routes_stale |= route.header.destination_prefix_length == 0;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// `None` for messages that describe something else than a whole device: those of the bridge
+/// family and the events of wireless devices.
+fn link_of(message: &LinkMessage) -> Option<Link> {
+    if message.header.interface_family != AddressFamily::Unspec {
+        return None;
+    }
+    let flags = message.header.flags;
+    let mut link = Link {
+        ifindex: message.header.index,
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        loopback: flags.contains(LinkFlags::Loopback),
+        up: flags.contains(LinkFlags::Up),
+        ..Link::default()
+    };
+    let (mut parent, mut elsewhere) = (None, false);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(bytes) if link.ethernet => {
+                link.mac = bytes.as_slice().try_into().ok();
+            }
+            LinkAttribute::Link(index) => parent = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => link_infos(infos, &mut link),
+            LinkAttribute::Xdp(xdp) => link.xdp = xdp_of(xdp),
+            _ => {}
+        }
+    }
+    if link.name.is_empty() || link.mtu == 0 {
+        return None;
+    }
+    // A veth names its peer here, and some devices name themselves.
+    let below = !elsewhere && link.kind.as_deref() != Some("veth");
+    link.parent = parent.filter(|parent| below && *parent != 0 && *parent != link.ifindex);
+    Some(link)
+}
+
+fn link_infos(infos: &[LinkInfo], link: &mut Link) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+            LinkInfo::PortKind(kind) => link.port_of = Some(kind.to_string()),
+            LinkInfo::Data(InfoData::Vlan(attributes)) => {
+                let mut vlan = Vlan { id: 0, service: false };
+                for attribute in attributes {
+                    match attribute {
+                        InfoVlan::Id(id) => vlan.id = *id,
+                        InfoVlan::Protocol(protocol) => {
+                            vlan.service = *protocol == VlanProtocol::Ieee8021Ad;
+                        }
+                        _ => {}
+                    }
+                }
+                link.vlan = Some(vlan);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn xdp_of(attributes: &[LinkXdp]) -> Option<XdpAttachment> {
+    attributes.iter().find_map(|attribute| match attribute {
+        LinkXdp::ProgId(prog_id)
+        | LinkXdp::DrvProgId(prog_id)
+        | LinkXdp::SkbProgId(prog_id)
+        | LinkXdp::HwProgId(prog_id)
+            if *prog_id != 0 =>
+        {
+            Some(XdpAttachment { prog_id: *prog_id })
+        }
+        _ => None,
+    })
+}
+
+fn address_of(message: &AddressMessage) -> Option<(u32, IpAddr)> {
+    let (mut local, mut address) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(addr) => local = Some(*addr),
+            AddressAttribute::Address(addr) => address = Some(*addr),
+            _ => {}
+        }
+    }
+    // On a point-to-point device, `Address` is the peer's.
+    Some((message.header.index, local.or(address)?))
+}
+
+/// The devices of a default route; none for any other route.
+fn default_devices(route: &RouteMessage) -> Vec<u32> {
+    if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let (mut table, mut devices) = (u32::from(route.header.table), Vec::new());
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Oif(ifindex) => devices.push(*ifindex),
+            RouteAttribute::MultiPath(hops) => {
+                devices.extend(hops.iter().map(|hop| hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    if table != u32::from(netlink_packet_route::route::RouteHeader::RT_TABLE_MAIN) {
+        return Vec::new();
+    }
+    devices
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use netlink_packet_route::route::RouteAddress;
+
+    use super::*;
+
+    fn link(ifindex: u32, name: &str) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.attributes =
+            vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Mtu(1_500)];
+        message
+    }
+
+    fn address(ifindex: u32, addr: [u8; 4]) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.index = ifindex;
+        message.attributes = vec![AddressAttribute::Local(Ipv4Addr::from(addr).into())];
+        message
+    }
+
+    fn default_route(attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.table = 254;
+        message.header.kind = RouteType::Unicast;
+        message.attributes = attributes;
+        message
+    }
+
+    #[test]
+    fn events_change_links_and_addresses() {
+        let mut state = State::default();
+        state.event(&RouteNetlinkMessage::NewLink(link(2, "eth0")));
+        state.event(&RouteNetlinkMessage::NewAddress(address(2, [192, 0, 2, 1])));
+        let network = state.network();
+        assert_eq!(network.by_name("eth0").unwrap().addresses, network.addresses());
+        assert_eq!(network.addresses(), [IpAddr::from([192, 0, 2, 1])].into());
+
+        state.event(&RouteNetlinkMessage::DelLink(link(2, "eth0")));
+        assert_eq!(state.network().links, BTreeMap::new());
+    }
+
+    #[test]
+    fn leaving_a_bridge_is_not_the_end_of_a_device() {
+        let mut state = State::default();
+        state.set_links(&[link(2, "eth0")]);
+        let mut message = link(2, "eth0");
+        message.header.interface_family = AddressFamily::Bridge;
+        state.event(&RouteNetlinkMessage::DelLink(message));
+        assert!(state.network().by_name("eth0").is_some());
+    }
+
+    #[test]
+    fn a_lost_address_makes_the_routes_stale() {
+        let mut state = State::default();
+        state.set_addresses(&[address(2, [192, 0, 2, 1])]);
+        state.set_routes(&[]);
+        let version = state.network().routes_version;
+        state.event(&RouteNetlinkMessage::DelAddress(address(2, [192, 0, 2, 1])));
+        assert!(state.routes_stale);
+        assert!(state.network().routes_version > version);
+    }
+
+    #[test]
+    fn a_repeated_message_changes_nothing() {
+        let mut state = State::default();
+        state.event(&RouteNetlinkMessage::NewLink(link(2, "eth0")));
+        state.event(&RouteNetlinkMessage::NewAddress(address(2, [192, 0, 2, 1])));
+        let before = state.network();
+        state.event(&RouteNetlinkMessage::NewLink(link(2, "eth0")));
+        state.event(&RouteNetlinkMessage::NewAddress(address(2, [192, 0, 2, 1])));
+        assert_eq!(state.network(), before);
+    }
+
+    #[test]
+    fn default_routes_are_those_of_the_main_table() {
+        let oif = || vec![RouteAttribute::Oif(2)];
+        assert_eq!(default_devices(&default_route(oif())), [2]);
+        let mut other_table = default_route(oif());
+        other_table.header.table = 100;
+        assert_eq!(default_devices(&other_table), [0_u32; 0]);
+        let mut prefix = default_route(oif());
+        prefix.header.destination_prefix_length = 24;
+        prefix
+            .attributes
+            .push(RouteAttribute::Destination(RouteAddress::Inet(Ipv4Addr::new(10, 0, 0, 0))));
+        assert_eq!(default_devices(&prefix), [0_u32; 0]);
+        let mut refused = default_route(Vec::new());
+        refused.header.kind = RouteType::Unreachable;
+        assert_eq!(default_devices(&refused), [0_u32; 0]);
+    }
+}

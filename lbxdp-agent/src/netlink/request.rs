@@ -1,0 +1,270 @@
+//! Requests to the kernel and their answers, one at a time.
+
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
+};
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr};
+
+/// Set on a message of a dump during which the table changed.
+const NLM_F_DUMP_INTR: u16 = 0x10;
+/// Dumps that are tried again because the table changed meanwhile; the last answer is taken.
+const DUMP_ATTEMPTS: usize = 3;
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// A netlink socket for questions.
+#[derive(Debug)]
+pub struct Requests {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Requests {
+    /// A socket in the calling thread's network namespace, for links, addresses, routes and tc.
+    pub fn route() -> io::Result<Self> {
+        let requests = Self::open(NETLINK_ROUTE)?;
+        // Makes the kernel honour the table in a request for routes (4.20+; without, it sends all).
+        let _ = requests.socket.set_netlink_get_strict_chk(true);
+        Ok(requests)
+    }
+
+    /// The same for generic netlink.
+    pub fn generic() -> io::Result<Self> {
+        Self::open(NETLINK_GENERIC)
+    }
+
+    fn open(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        socket.set_rx_buf_sz(RECEIVE_BUFFER as u32)?;
+        // Errors then do not repeat the request.
+        let _ = socket.set_cap_ack(true);
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Everything in a table.
+    pub fn dump<M>(&mut self, message: M) -> io::Result<Vec<M>>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable + Clone,
+    {
+        for attempt in 1.. {
+            let (answers, interrupted) =
+                self.exchange(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            if !interrupted || attempt == DUMP_ATTEMPTS {
+                return Ok(answers);
+            }
+        }
+        unreachable!("the loop returns")
+    }
+
+    /// A question with one answer, or a command with none.
+    pub fn ask<M>(&mut self, message: M, flags: u16) -> io::Result<Vec<M>>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        Ok(self.exchange(message, NLM_F_REQUEST | NLM_F_ACK | flags)?.0)
+    }
+
+    fn exchange<M>(&mut self, message: M, flags: u16) -> io::Result<(Vec<M>, bool)>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+
+        let (mut answers, mut interrupted) = (Vec::new(), false);
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for (header, message) in messages::<M>(&datagram) {
+                if header.sequence_number != self.sequence {
+                    continue;
+                }
+                interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
+                match message {
+                    Some(NetlinkPayload::InnerMessage(answer)) => answers.push(answer),
+                    Some(NetlinkPayload::Done(done)) if done.code < 0 => {
+                        return Err(io::Error::from_raw_os_error(-done.code));
+                    }
+                    Some(NetlinkPayload::Done(_)) => return Ok((answers, interrupted)),
+                    Some(NetlinkPayload::Error(error)) => match error.code {
+                        Some(code) => return Err(io::Error::from_raw_os_error(-code.get())),
+                        None => return Ok((answers, interrupted)),
+                    },
+                    // Something newer than the parser: as if it were not there.
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Every link.
+    pub fn links(&mut self) -> io::Result<Vec<LinkMessage>> {
+        let answers = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewLink(link) => Some(link),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Every address.
+    pub fn addresses(&mut self) -> io::Result<Vec<AddressMessage>> {
+        let answers = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewAddress(address) => Some(address),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// The routes of the main table.
+    pub fn main_routes(&mut self) -> io::Result<Vec<RouteMessage>> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            message.attributes.push(RouteAttribute::Table(RouteHeader::RT_TABLE_MAIN.into()));
+            let answers = match self.dump(RouteNetlinkMessage::GetRoute(message)) {
+                Ok(answers) => answers,
+                // No such table, or the family is switched off.
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
+                    ) =>
+                {
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            routes.extend(answers.into_iter().filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => Some(route),
+                _ => None,
+            }));
+        }
+        Ok(routes)
+    }
+}
+
+/// The messages in a datagram. `None` for one that could not be parsed.
+pub(super) fn messages<M: NetlinkDeserializable>(
+    datagram: &[u8],
+) -> impl Iterator<Item = (NetlinkHeader, Option<NetlinkPayload<M>>)> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let length = rest.get(..4).map(|length| {
+            u32::from_ne_bytes([length[0], length[1], length[2], length[3]]) as usize
+        })?;
+        let message = rest.get(..length).filter(|message| message.len() >= 16)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        let (header, payload) = match NetlinkMessage::<M>::deserialize(message) {
+            Ok(message) => {
+                let (header, payload) = message.into_parts();
+                (header, Some(payload))
+            }
+            Err(error) => {
+                tracing::debug!(%error, "netlink message not understood");
+                let mut header = NetlinkHeader::default();
+                header.length = length as u32;
+                header.message_type = u16::from_ne_bytes([message[4], message[5]]);
+                header.flags = u16::from_ne_bytes([message[6], message[7]]);
+                header.sequence_number =
+                    u32::from_ne_bytes([message[8], message[9], message[10], message[11]]);
+                (header, None)
+            }
+        };
+        Some((header, payload))
+    })
+}
+
+/// The way to an address, as the kernel would send a packet of this node there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteSource {
+    /// Preferred source address.
+    pub source: IpAddr,
+    /// Interface index of the outgoing device.
+    pub ifindex: u32,
+}
+
+/// Route lookups.
+#[derive(Debug)]
+pub struct Routes {
+    requests: Requests,
+}
+
+impl Routes {
+    /// In the calling thread's network namespace.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self { requests: Requests::route()? })
+    }
+
+    /// Source and device towards `addr`; `None` when there is no route, or `addr` is this node's.
+    /// The answer holds until [`super::Network::routes_version`] changes.
+    pub fn route_source(&mut self, addr: IpAddr) -> io::Result<Option<RouteSource>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = match addr {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        message.header.destination_prefix_length = if addr.is_ipv4() { 32 } else { 128 };
+        message.attributes.push(RouteAttribute::Destination(addr.into()));
+        let answers = match self.requests.ask(RouteNetlinkMessage::GetRoute(message), 0) {
+            Ok(answers) => answers,
+            Err(error) => {
+                return match error.raw_os_error() {
+                    Some(
+                        libc::ENETUNREACH
+                        | libc::EHOSTUNREACH
+                        | libc::EACCES
+                        | libc::EINVAL
+                        | libc::EAFNOSUPPORT,
+                    ) => Ok(None),
+                    _ => Err(error),
+                };
+            }
+        };
+        let route = answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        });
+        Ok(route.as_ref().and_then(source_of))
+    }
+}
+
+fn source_of(route: &RouteMessage) -> Option<RouteSource> {
+    if route.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let (mut source, mut ifindex) = (None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::PrefSource(RouteAddress::Inet(addr)) => source = Some((*addr).into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(addr)) => source = Some((*addr).into()),
+            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            _ => {}
+        }
+    }
+    Some(RouteSource { source: source?, ifindex: ifindex? })
+}

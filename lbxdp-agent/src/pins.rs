@@ -1,0 +1,491 @@
+//! The pin directory: what of lbxdp outlives the agent, and what may be reused of it.
+//!
+//! ```text
+//! <pin path>/v<ABI>/<map>                             maps, for the agent and for the CLI
+//! <pin path>/v<ABI>-replaced/<map>                    maps that did not fit, until nothing uses them
+//! <pin path>/links/<device>-{xdp,ingress,egress}      links: their programs stay attached
+//! <pin path>/links/<device>-qdisc                     a directory: we made the device's clsact qdisc
+//! ```
+//!
+//! Links are outside the ABI directory: an agent with another ABI replaces the programs through
+//! the same links, so that no packet meets none. bpffs refuses names with dots, so `.` in a
+//! device name is written `%2e` (and `%` is `%25`).
+//!
+//! A pinned map is reused only if it is what the object defines; aya does not look. One map that
+//! differs condemns all of its directory, because ids in one map index another. The directory is
+//! renamed, new maps are made, and the old ones go once every device runs the new programs; if
+//! the new programs do not load, the old directory comes back.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use aya_obj::generated::bpf_map_type;
+use aya_obj::{EbpfSectionKind, Object};
+use lbxdp_common::ABI_VERSION;
+use nix::mount::MsFlags;
+use nix::sys::statfs::{FsType, statfs};
+
+use crate::netlink::tc;
+use crate::sys::{self, Access, LinkInfo, Point};
+
+/// Where pins are unless the operator says otherwise.
+pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/lbxdp";
+
+const BPFFS: &str = "/sys/fs/bpf";
+const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
+const REPLACED: &str = "-replaced";
+const QDISC: &str = "qdisc";
+
+/// What the object says about a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSpec {
+    /// Number in `enum bpf_map_type`.
+    pub map_type: u32,
+    /// Bytes in a key.
+    pub key_size: u32,
+    /// Bytes in a value.
+    pub value_size: u32,
+    /// Capacity.
+    pub max_entries: u32,
+    /// Flags.
+    pub flags: u32,
+}
+
+/// The maps of `object` that are pinned, by name. Globals, scratch space, logs and program arrays
+/// belong to one generation of programs and are not.
+pub fn pinned_maps(object: &[u8]) -> anyhow::Result<BTreeMap<String, MapSpec>> {
+    let object = Object::parse(object).context("the BPF object cannot be read")?;
+    Ok(object
+        .maps
+        .iter()
+        .filter(|(name, map)| {
+            let global = matches!(
+                map.section_kind(),
+                EbpfSectionKind::Bss | EbpfSectionKind::Data | EbpfSectionKind::Rodata
+            );
+            !global
+                && !name.starts_with("scratch_")
+                && !name.starts_with('.')
+                && *name != "AYA_LOGS"
+                && map.map_type() != bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY as u32
+        })
+        .map(|(name, map)| {
+            let spec = MapSpec {
+                map_type: map.map_type(),
+                key_size: map.key_size(),
+                value_size: map.value_size(),
+                max_entries: map.max_entries(),
+                flags: map.map_flags(),
+            };
+            (name.clone(), spec)
+        })
+        .collect())
+}
+
+/// A pinned map that is not what the object defines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Name of the map.
+    pub map: String,
+    /// What differs.
+    pub difference: Difference,
+}
+
+/// See [`Mismatch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// The pin is something else than a map, or cannot be opened.
+    Unreadable(String),
+    /// A field.
+    Field {
+        /// Name of the field.
+        field: &'static str,
+        /// The pinned map's.
+        pinned: u32,
+        /// The object's.
+        expected: u32,
+    },
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { map, difference } = self;
+        match difference {
+            Difference::Unreadable(error) => write!(f, "pinned map {map}: {error}"),
+            Difference::Field { field, pinned, expected } => {
+                write!(f, "pinned map {map}: {field} is {pinned}, expected {expected}")
+            }
+        }
+    }
+}
+
+/// The first field in which `pinned` differs from `spec`.
+fn difference(pinned: &sys::MapInfo, spec: &MapSpec) -> Option<Difference> {
+    let MapSpec { map_type, key_size, value_size, max_entries, flags } = *spec;
+    [
+        ("type", pinned.map_type, map_type),
+        ("key size", pinned.key_size, key_size),
+        ("value size", pinned.value_size, value_size),
+        ("max entries", pinned.max_entries, max_entries),
+        ("flags", pinned.map_flags, flags),
+    ]
+    .into_iter()
+    .find(|(_, pinned, expected)| pinned != expected)
+    .map(|(field, pinned, expected)| Difference::Field { field, pinned, expected })
+}
+
+/// A link that is pinned for a device.
+#[derive(Debug)]
+pub struct LinkPin {
+    /// Name of the device at the time of pinning.
+    pub device: String,
+    /// Where on the device.
+    pub point: Point,
+    /// The pin.
+    pub path: PathBuf,
+    /// What the kernel says; `ifindex` is zero when the device is gone.
+    pub info: LinkInfo,
+    /// The link.
+    pub fd: OwnedFd,
+}
+
+impl LinkPin {
+    /// Detaches the link and removes the pin.
+    pub fn remove(self) -> io::Result<()> {
+        // A dead link cannot be detached any more, and need not be.
+        let _ = sys::link_detach(self.fd.as_fd());
+        std::fs::remove_file(&self.path)
+    }
+}
+
+/// A pin directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The directory at `root`, which need not exist.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The pin path.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of this ABI's maps.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join(format!("v{ABI_VERSION}"))
+    }
+
+    fn replaced(&self) -> PathBuf {
+        self.root.join(format!("v{ABI_VERSION}{REPLACED}"))
+    }
+
+    /// The pin of a map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    fn links_dir(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// The pin of a link.
+    pub fn link(&self, device: &str, point: Point) -> PathBuf {
+        self.links_dir().join(format!("{}-{}", encode(device), point.as_str()))
+    }
+
+    /// The directory that says that we made the clsact qdisc of `device`.
+    pub fn qdisc_mark(&self, device: &str) -> PathBuf {
+        self.links_dir().join(format!("{}-{QDISC}", encode(device)))
+    }
+
+    /// Makes the directories. Mounts a BPF file system at `/sys/fs/bpf` if the pin path needs it
+    /// and there is none; any other place must be on one already.
+    pub fn prepare(&self) -> anyhow::Result<()> {
+        let on_bpffs = |path: &Path| {
+            let existing = path.ancestors().find(|path| path.exists());
+            existing.is_some_and(|path| {
+                statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+            })
+        };
+        if !on_bpffs(&self.root) {
+            let root = self.root.display();
+            if !self.root.starts_with(BPFFS) || on_bpffs(Path::new(BPFFS)) {
+                bail!(
+                    "pin path {root} is not on a BPF file system: mount one there (`mount -t bpf \
+                     bpf DIRECTORY`) or choose another --pin-path"
+                );
+            }
+            nix::mount::mount(
+                Some("bpf"),
+                BPFFS,
+                Some("bpf"),
+                MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+                Some("mode=0700"),
+            )
+            .with_context(|| {
+                format!("pin path {root}: no BPF file system at {BPFFS}, and mounting one failed")
+            })?;
+        }
+        for directory in [self.maps(), self.links_dir()] {
+            std::fs::create_dir_all(&directory)
+                .with_context(|| format!("pin directory {}", directory.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Compares every pinned map with what the object defines. A map that is not pinned is no
+    /// mismatch.
+    pub fn verify(&self, specs: &BTreeMap<String, MapSpec>) -> Vec<Mismatch> {
+        specs
+            .iter()
+            .filter_map(|(name, spec)| {
+                let path = self.map(name);
+                let found = sys::obj_get(&path, Access::ReadOnly)
+                    .and_then(|map| sys::map_info(map.as_fd()));
+                let difference = match found {
+                    Ok(pinned) => difference(&pinned, spec)?,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+                    Err(error) => Difference::Unreadable(error.to_string()),
+                };
+                Some(Mismatch { map: name.clone(), difference })
+            })
+            .collect()
+    }
+
+    /// Puts this ABI's maps out of the way and makes an empty directory in their place.
+    pub fn set_aside(&self) -> io::Result<()> {
+        let replaced = self.replaced();
+        remove_tree(&replaced, &mut Vec::new())?;
+        std::fs::rename(self.maps(), replaced)?;
+        std::fs::create_dir(self.maps())
+    }
+
+    /// Undoes [`Self::set_aside`].
+    pub fn put_back(&self) -> io::Result<()> {
+        remove_tree(&self.maps(), &mut Vec::new())?;
+        std::fs::rename(self.replaced(), self.maps())
+    }
+
+    /// Removes maps that the attached programs do not use: other ABIs', replaced ones, and those
+    /// of this ABI that are not in `specs`.
+    pub fn remove_unused(&self, specs: &BTreeMap<String, MapSpec>) -> io::Result<Vec<PathBuf>> {
+        let mut removed = Vec::new();
+        for directory in map_directories(&self.root)? {
+            if directory != self.maps() {
+                remove_tree(&directory, &mut removed)?;
+            }
+        }
+        for (name, path) in entries(&self.maps())? {
+            if !specs.contains_key(&name) {
+                remove_file(&path, &mut removed)?;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Every pinned link that can be opened, by name.
+    pub fn links(&self) -> io::Result<Vec<LinkPin>> {
+        let mut links = Vec::new();
+        for (name, path) in entries(&self.links_dir())? {
+            let Some((device, point)) = name.rsplit_once('-') else { continue };
+            let Some(point) = Point::ALL.into_iter().find(|known| known.as_str() == point) else {
+                continue;
+            };
+            // Removed since it was listed, or not a link: somebody else's.
+            let Ok(fd) = sys::obj_get(&path, Access::ReadWrite) else { continue };
+            let Ok(info) = sys::link_info(fd.as_fd()) else { continue };
+            links.push(LinkPin { device: decode(device), point, path, info, fd });
+        }
+        Ok(links)
+    }
+}
+
+fn encode(device: &str) -> String {
+    device.replace('%', "%25").replace('.', "%2e")
+}
+
+fn decode(name: &str) -> String {
+    name.replace("%2e", ".").replace("%25", "%")
+}
+
+/// Names and paths in a directory, sorted; none if it does not exist.
+fn entries(directory: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let read = match std::fs::read_dir(directory) {
+        Ok(read) => read,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut entries = Vec::new();
+    for entry in read {
+        let entry = entry?;
+        entries.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    entries.sort();
+    Ok(entries)
+}
+
+/// The directories `v<number>` and `v<number>-replaced` in `root`.
+fn map_directories(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let is_ours = |name: &str| {
+        name.strip_prefix('v')
+            .map(|rest| rest.strip_suffix(REPLACED).unwrap_or(rest))
+            .is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    let entries = entries(root)?.into_iter();
+    Ok(entries.filter(|(name, _)| is_ours(name)).map(|(_, path)| path).collect())
+}
+
+fn missing_is_done(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn remove_file(path: &Path, removed: &mut Vec<PathBuf>) -> io::Result<()> {
+    if missing_is_done(std::fs::remove_file(path))? {
+        removed.push(path.to_owned());
+    }
+    Ok(())
+}
+
+fn remove_directory(path: &Path, removed: &mut Vec<PathBuf>) -> io::Result<()> {
+    if missing_is_done(std::fs::remove_dir(path))? {
+        removed.push(path.to_owned());
+    }
+    Ok(())
+}
+
+fn remove_tree(directory: &Path, removed: &mut Vec<PathBuf>) -> io::Result<()> {
+    for (_, path) in entries(directory)? {
+        if path.is_dir() {
+            remove_tree(&path, removed)?;
+        } else {
+            remove_file(&path, removed)?;
+        }
+    }
+    remove_directory(directory, removed)
+}
+
+/// What [`cleanup`] removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Programs that were detached, as `device xdp`, `device ingress (clsact)` and the like.
+    pub detached: Vec<String>,
+    /// Pins and directories.
+    pub pins: Vec<PathBuf>,
+}
+
+impl Removed {
+    /// Whether there was nothing to remove.
+    pub fn is_empty(&self) -> bool {
+        let Self { detached, pins } = self;
+        detached.is_empty() && pins.is_empty()
+    }
+}
+
+/// Takes lbxdp off this node: detaches its programs from every device of this network namespace
+/// (pinned links, and tc filters of ours), removes the clsact qdiscs we made unless others use
+/// them by now, and all pins of every version. Running it again removes nothing.
+///
+/// What does not look like ours in `pin_path` stays, and so does `pin_path` then.
+pub fn cleanup(pin_path: &Path) -> anyhow::Result<Removed> {
+    let pins = Pins::new(pin_path);
+    let mut removed = Removed::default();
+    for link in pins.links().with_context(|| format!("pins in {}", pin_path.display()))? {
+        removed.detached.push(format!("{} {}", link.device, link.point.as_str()));
+        let path = link.path.clone();
+        link.remove().with_context(|| format!("pin {}", path.display()))?;
+        removed.pins.push(path);
+    }
+
+    let mut tc = tc::Tc::open().context("netlink")?;
+    for device in tc.devices().context("listing devices")? {
+        for point in [Point::Ingress, Point::Egress] {
+            let context = || format!("tc {} of {}", point.as_str(), device.name);
+            if tc.remove_filter(device.ifindex, point).with_context(context)? {
+                removed.detached.push(format!("{} {} (clsact)", device.name, point.as_str()));
+            }
+        }
+        if pins.qdisc_mark(&device.name).is_dir() && !tc.has_filters(device.ifindex)? {
+            tc.remove_clsact(device.ifindex)
+                .with_context(|| format!("clsact qdisc of {}", device.name))?;
+        }
+    }
+
+    let files = |error: &mut Removed| -> io::Result<()> {
+        remove_tree(&pins.links_dir(), &mut error.pins)?;
+        for directory in map_directories(pin_path)? {
+            remove_tree(&directory, &mut error.pins)?;
+        }
+        if entries(pin_path)?.is_empty() {
+            remove_directory(pin_path, &mut error.pins)?;
+        }
+        Ok(())
+    };
+    files(&mut removed).with_context(|| format!("pins in {}", pin_path.display()))?;
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_names_survive_encoding() {
+        for name in ["eth0", "eth0.100", "vxlan.calico", "a%2eb", "a-b", "%", "x%25"] {
+            let encoded = encode(name);
+            assert!(!encoded.contains('.'), "{encoded}");
+            assert_eq!(decode(&encoded), name);
+        }
+    }
+
+    #[test]
+    fn the_first_field_that_differs_is_named() {
+        let spec = MapSpec { map_type: 1, key_size: 4, value_size: 8, max_entries: 16, flags: 1 };
+        let same = sys::MapInfo {
+            map_type: 1,
+            id: 77,
+            key_size: 4,
+            value_size: 8,
+            max_entries: 16,
+            map_flags: 1,
+        };
+        assert_eq!(difference(&same, &spec), None);
+        let other = sys::MapInfo { value_size: 4, map_flags: 0, ..same };
+        let mismatch =
+            Mismatch { map: "flows_v4".into(), difference: difference(&other, &spec).unwrap() };
+        assert_eq!(mismatch.to_string(), "pinned map flows_v4: value size is 4, expected 8");
+    }
+
+    #[test]
+    fn only_directories_of_ours_count_as_maps() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["v1", "v2-replaced", "v", "vx", "links", "v1x", "v10"] {
+            std::fs::create_dir(root.path().join(name)).unwrap();
+        }
+        let names: Vec<_> = map_directories(root.path())
+            .unwrap()
+            .into_iter()
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(names, ["v1", "v10", "v2-replaced"]);
+    }
+
+    #[test]
+    fn a_pin_path_elsewhere_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = Pins::new(directory.path().join("lbxdp")).prepare().unwrap_err().to_string();
+        assert!(error.contains("not on a BPF file system"), "{error}");
+    }
+}

@@ -1,0 +1,150 @@
+//! Where Services, EndpointSlices and Nodes come from. A source hands over whole Kubernetes
+//! objects and where it has them from; what they mean is the index's business.
+
+mod documents;
+mod files;
+mod locate;
+pub mod manifests;
+mod parse;
+mod unknown;
+mod watch;
+
+use std::fmt;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::model::Problem;
+
+pub use watch::{Watcher, watch};
+
+/// Namespace of namespaced objects that name none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// The kinds that a source delivers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `v1` Node.
+    Node,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+        })
+    }
+}
+
+/// What identifies an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectId {
+    /// Kind.
+    pub kind: Kind,
+    /// Namespace, [`DEFAULT_NAMESPACE`] if the object names none; empty for Nodes.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl ObjectId {
+    /// The id of an object with this metadata.
+    pub fn of(kind: Kind, metadata: &ObjectMeta) -> Self {
+        let name = metadata.name.as_deref().unwrap_or_default();
+        Self::new(kind, metadata.namespace.as_deref(), name)
+    }
+
+    /// Fills in the default namespace, and leaves it away for kinds without namespaces.
+    pub fn new(kind: Kind, namespace: Option<&str>, name: &str) -> Self {
+        let namespace = match kind {
+            Kind::Node => "",
+            Kind::Service | Kind::EndpointSlice => {
+                namespace.filter(|ns| !ns.is_empty()).unwrap_or(DEFAULT_NAMESPACE)
+            }
+        };
+        Self { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, namespace, name } = self;
+        match kind {
+            Kind::Node => write!(f, "{kind} {name}"),
+            Kind::Service | Kind::EndpointSlice => write!(f, "{kind} {namespace}/{name}"),
+        }
+    }
+}
+
+/// An object of a known kind. Shared, because every snapshot holds all of them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// A Service.
+    Service(Arc<Service>),
+    /// An EndpointSlice.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// A Node.
+    Node(Arc<Node>),
+}
+
+impl Object {
+    /// What identifies it.
+    pub fn id(&self) -> ObjectId {
+        match self {
+            Self::Service(service) => ObjectId::of(Kind::Service, &service.metadata),
+            Self::EndpointSlice(slice) => ObjectId::of(Kind::EndpointSlice, &slice.metadata),
+            Self::Node(node) => ObjectId::of(Kind::Node, &node.metadata),
+        }
+    }
+}
+
+impl From<Service> for Object {
+    fn from(service: Service) -> Self {
+        Self::Service(Arc::new(service))
+    }
+}
+
+impl From<EndpointSlice> for Object {
+    fn from(slice: EndpointSlice) -> Self {
+        Self::EndpointSlice(Arc::new(slice))
+    }
+}
+
+impl From<Node> for Object {
+    fn from(node: Node) -> Self {
+        Self::Node(Arc::new(node))
+    }
+}
+
+/// Something and where it comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sourced<T> {
+    /// File name, or another origin; empty where it has none.
+    pub origin: String,
+    /// The thing.
+    pub object: T,
+}
+
+impl<T> Sourced<T> {
+    /// Says where `object` comes from.
+    pub fn new(origin: impl Into<String>, object: T) -> Self {
+        Self { origin: origin.into(), object }
+    }
+}
+
+/// Everything a source has at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// The objects, each once, sorted by id.
+    pub objects: Vec<Sourced<Object>>,
+    /// What could not be read or is not used.
+    pub problems: Vec<Problem>,
+}

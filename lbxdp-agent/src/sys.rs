@@ -1,0 +1,477 @@
+//! The system calls that aya 0.14 lacks: links that are insisted on, batch reads, mmap of arrays.
+//!
+//! The only file with raw calls. Every function is safe: sizes are compared with what the kernel
+//! says about a map before memory is handed to it.
+
+use std::ffi::CString;
+use std::io;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aya::Pod;
+use aya_obj::generated::{
+    BPF_F_BEFORE, BPF_F_MMAPABLE, BPF_F_RDONLY, XDP_FLAGS_DRV_MODE, bpf_attach_type, bpf_cmd,
+    bpf_map_type,
+};
+
+/// How a pinned map is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Lookups only: what the command line needs.
+    ReadOnly,
+    /// Everything: the agent.
+    ReadWrite,
+}
+
+fn bpf<T>(command: bpf_cmd, attr: &mut T) -> io::Result<i32> {
+    // SAFETY: `attr` is a live, writable `repr(C)` value of the size that is passed; it starts
+    // like the variant of `union bpf_attr` that `command` reads, and what it points to is alive
+    // for the duration of the call (each caller below keeps it).
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_int,
+            std::ptr::from_mut(attr),
+            size_of::<T>() as libc::c_uint,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
+#[repr(C)]
+struct ObjAttr {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// Opens a pinned map or link.
+pub fn obj_get(path: &Path, access: Access) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let file_flags = match access {
+        Access::ReadOnly => BPF_F_RDONLY,
+        Access::ReadWrite => 0,
+    };
+    let mut attr = ObjAttr { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags };
+    bpf(bpf_cmd::BPF_OBJ_GET, &mut attr).map(owned)
+}
+
+/// Pins a map or link.
+pub fn obj_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = ObjAttr {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: object.as_raw_fd() as u32,
+        file_flags: 0,
+    };
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+#[repr(C)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+fn info<T>(object: BorrowedFd<'_>, into: &mut T) -> io::Result<()> {
+    let mut attr = InfoAttr {
+        bpf_fd: object.as_raw_fd() as u32,
+        info_len: size_of::<T>() as u32,
+        info: std::ptr::from_mut(into) as u64,
+    };
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+/// What the kernel says about a map: the start of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MapInfo {
+    /// Number in `enum bpf_map_type`.
+    pub map_type: u32,
+    /// Id.
+    pub id: u32,
+    /// Bytes in a key.
+    pub key_size: u32,
+    /// Bytes in a value.
+    pub value_size: u32,
+    /// Capacity.
+    pub max_entries: u32,
+    /// Flags it was made with.
+    pub map_flags: u32,
+}
+
+/// Describes a map; fails for anything else.
+pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    // The information of a link or a program has another shape, and nothing in it says so: what
+    // the descriptor is called does.
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", map.as_raw_fd()))?;
+    if !name.as_os_str().as_bytes().ends_with(b"bpf-map") {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a BPF map"));
+    }
+    let mut map_info = MapInfo::default();
+    info(map, &mut map_info)?;
+    Ok(map_info)
+}
+
+/// Where a program is attached to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Point {
+    /// Native XDP.
+    Xdp,
+    /// tc, packets that arrive.
+    Ingress,
+    /// tc, packets that leave.
+    Egress,
+}
+
+impl Point {
+    /// Every point.
+    pub const ALL: [Self; 3] = [Self::Xdp, Self::Ingress, Self::Egress];
+
+    /// The name in pins and messages.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+
+    const fn attach_type(self) -> bpf_attach_type {
+        match self {
+            Self::Xdp => bpf_attach_type::BPF_XDP,
+            Self::Ingress => bpf_attach_type::BPF_TCX_INGRESS,
+            Self::Egress => bpf_attach_type::BPF_TCX_EGRESS,
+        }
+    }
+}
+
+#[repr(C)]
+struct LinkCreateAttr {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    _pad: u32,
+    expected_revision: u64,
+}
+
+/// Attaches a program to a device through a link.
+///
+/// XDP is attached in native mode or not at all. tc programs go to the head of the chain: what
+/// other programs see on the way in is already translated where it could be, and on the way out
+/// it carries the frontend's address, as with a translation in netfilter.
+pub fn link_create(prog: BorrowedFd<'_>, ifindex: u32, point: Point) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        prog_fd: prog.as_raw_fd() as u32,
+        target_ifindex: ifindex,
+        attach_type: point.attach_type() as u32,
+        flags: match point {
+            Point::Xdp => XDP_FLAGS_DRV_MODE,
+            Point::Ingress | Point::Egress => BPF_F_BEFORE,
+        },
+        relative: 0,
+        _pad: 0,
+        expected_revision: 0,
+    };
+    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(owned)
+}
+
+#[repr(C)]
+struct LinkUpdateAttr {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// Replaces the program of a link; no packet meets neither.
+pub fn link_update(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdateAttr {
+        link_fd: link.as_raw_fd() as u32,
+        new_prog_fd: prog.as_raw_fd() as u32,
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Detaches a link at once. Removing its pin would too, but only after an RCU grace period.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = link.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
+}
+
+/// What the kernel says about a link to a device: `struct bpf_link_info`, cut where the variants
+/// for XDP and tcx end.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Number in `enum bpf_link_type`.
+    pub link_type: u32,
+    /// Id.
+    pub id: u32,
+    /// Id of the program.
+    pub prog_id: u32,
+    _pad: u32,
+    /// The device; zero when the device is gone and the link is dead.
+    pub ifindex: u32,
+    /// Number in `enum bpf_attach_type` (tcx only).
+    pub attach_type: u32,
+}
+
+/// Describes a link.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut link_info = LinkInfo::default();
+    info(link, &mut link_info)?;
+    Ok(link_info)
+}
+
+/// The id of a loaded program.
+pub fn prog_id(prog: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut start = [0_u32; 2];
+    info(prog, &mut start)?;
+    Ok(start[1])
+}
+
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Elements asked for in one call.
+const BATCH: usize = 4_096;
+
+/// Reads a whole hash or array with `BPF_MAP_LOOKUP_BATCH` (5.6+). Entries that come and go
+/// meanwhile may be missed; entries that stay are not. Not for per-CPU maps.
+pub fn read_batched<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let described = map_info(map)?;
+    expect_sizes::<K, V>(&described)?;
+    // A token is a bucket number (4 bytes) for hashes and a key for arrays.
+    let token_words = size_of::<K>().max(4).div_ceil(8);
+    let (mut token, mut next) = (vec![0_u64; token_words], vec![0_u64; token_words]);
+    let mut first = true;
+    let mut capacity = BATCH;
+    let mut all = Vec::new();
+    loop {
+        let mut keys = vec![MaybeUninit::<K>::zeroed(); capacity];
+        let mut values = vec![MaybeUninit::<V>::zeroed(); capacity];
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { token.as_ptr() as u64 },
+            out_batch: next.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: capacity as u32,
+            map_fd: map.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        let end = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            // One bucket holds more than the buffer: nothing was read.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                capacity *= 2;
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let read = keys.iter().zip(&values).take(attr.count as usize);
+        // SAFETY: the buffers start zeroed and the kernel wrote whole keys and values of the
+        // sizes compared above; any bit pattern is a value of a `Pod`.
+        all.extend(read.map(|(key, value)| unsafe { (key.assume_init(), value.assume_init()) }));
+        if end {
+            return Ok(all);
+        }
+        std::mem::swap(&mut token, &mut next);
+        first = false;
+    }
+}
+
+fn expect_sizes<K, V>(map: &MapInfo) -> io::Result<()> {
+    if map.key_size as usize == size_of::<K>() && map.value_size as usize == size_of::<V>() {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "keys and values of {} and {} bytes, expected {} and {}",
+            map.key_size,
+            map.value_size,
+            size_of::<K>(),
+            size_of::<V>()
+        ),
+    ))
+}
+
+/// A `BPF_F_MMAPABLE` array in this process's memory. Programs read and user space writes at the
+/// same time, so every access is an atomic load or store of a word.
+#[derive(Debug)]
+pub struct MmapArray<T> {
+    base: NonNull<AtomicU64>,
+    bytes: usize,
+    len: u32,
+    _element: PhantomData<T>,
+}
+
+// SAFETY: the mapping belongs to the value, not to a thread, and is only accessed atomically.
+unsafe impl<T: Pod> Send for MmapArray<T> {}
+// SAFETY: as above.
+unsafe impl<T: Pod> Sync for MmapArray<T> {}
+
+impl<T: Pod> MmapArray<T> {
+    /// Words in an element. The kernel rounds the stride up to 8 bytes; here it is the size.
+    const WORDS: usize = {
+        assert!(size_of::<T>() % 8 == 0, "elements are made of whole words");
+        size_of::<T>() / 8
+    };
+
+    /// Maps the array `map`, opened for reading and writing; it may be closed afterwards.
+    pub fn new(map: impl AsFd) -> io::Result<Self> {
+        let map = map.as_fd();
+        let described = map_info(map)?;
+        expect_sizes::<u32, T>(&described)?;
+        if described.map_type != bpf_map_type::BPF_MAP_TYPE_ARRAY as u32
+            || described.map_flags & BPF_F_MMAPABLE == 0
+        {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a mmapable array"));
+        }
+        let bytes = described.max_entries as usize * size_of::<T>();
+        // SAFETY: a new shared mapping at an address of the kernel's choice.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { base, bytes, len: described.max_entries, _element: PhantomData })
+    }
+
+    /// Number of elements.
+    #[expect(clippy::len_without_is_empty, reason = "the kernel makes no empty arrays")]
+    pub const fn len(&self) -> u32 {
+        self.len
+    }
+
+    fn words(&self, index: u32) -> Option<&[AtomicU64]> {
+        if index >= self.len {
+            return None;
+        }
+        // SAFETY: the element lies within the `len * WORDS` words of the mapping, which lives as
+        // long as `self`; a page is aligned for u64; all access is atomic.
+        Some(unsafe {
+            std::slice::from_raw_parts(
+                self.base.as_ptr().add(index as usize * Self::WORDS),
+                Self::WORDS,
+            )
+        })
+    }
+
+    /// The element at `index`. Each of its words is whole; the words may be of different times.
+    pub fn read(&self, index: u32) -> Option<T> {
+        let words = self.words(index)?;
+        let mut element = MaybeUninit::<T>::uninit();
+        let to = element.as_mut_ptr().cast::<u64>();
+        for (offset, word) in words.iter().enumerate() {
+            // SAFETY: `offset` < WORDS, the words in `T`.
+            unsafe { to.add(offset).write_unaligned(word.load(Ordering::Acquire)) };
+        }
+        // SAFETY: every word was written, and any bit pattern is a `T`.
+        Some(unsafe { element.assume_init() })
+    }
+
+    /// Stores an element, its first word first.
+    pub fn write(&self, index: u32, element: &T) -> io::Result<()> {
+        self.store(index, element, false)
+    }
+
+    /// Stores an element, its last word first.
+    pub fn write_backwards(&self, index: u32, element: &T) -> io::Result<()> {
+        self.store(index, element, true)
+    }
+
+    fn store(&self, index: u32, element: &T, backwards: bool) -> io::Result<()> {
+        let words = self.words(index).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("index {index} is beyond the {} elements of the map", self.len),
+            )
+        })?;
+        let from = std::ptr::from_ref(element).cast::<u64>();
+        let store = |offset: usize| {
+            // SAFETY: `offset` < WORDS, the words in `T`.
+            let value = unsafe { from.add(offset).read_unaligned() };
+            words[offset].store(value, Ordering::Release);
+        };
+        if backwards {
+            (0..Self::WORDS).rev().for_each(store)
+        } else {
+            (0..Self::WORDS).for_each(store)
+        }
+        Ok(())
+    }
+}
+
+impl<T> Drop for MmapArray<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new` with this size, and no reference outlives `self`.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC_COARSE`: what programs read with `bpf_ktime_get_coarse_ns`.
+pub fn coarse_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a live timespec. The clock always exists, so the call cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Waits until one of `fds` is readable or `timeout_ms` have passed; which ones are.
+pub fn poll_readable(fds: &[RawFd], timeout_ms: i32) -> io::Result<Vec<bool>> {
+    let mut polled: Vec<libc::pollfd> =
+        fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
+    // SAFETY: `polled` is a live array of the length that is passed.
+    let result =
+        unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout_ms) };
+    if result < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    Ok(polled.iter().map(|fd| fd.revents != 0).collect())
+}

@@ -1,0 +1,206 @@
+//! IPv4 and IPv6 behind one trait: everything above is written once.
+
+use aya_ebpf::{bindings::bpf_fib_lookup, btf_maps::Array, btf_maps::HashMap};
+use lbxdp_common::{
+    AddressFlags, Backend, Descriptor, Flow, FlowKey, FrontendKey, FrontendStats, Octets,
+    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_FLOWS, MAX_FRONTENDS},
+};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::{
+    lookup::maps::{self, MMAPABLE},
+    packet::{Packet, Wire},
+    parse::{Segment, Unparsed, ethernet, ipv4, ipv6},
+    work::Work,
+};
+
+/// What differs between the families.
+pub trait Family: 'static {
+    /// An address.
+    type Addr: Octets + Wire;
+    /// The fixed part of the IP header.
+    type Header: Wire;
+
+    /// `AF_INET` or `AF_INET6`.
+    const AF: u8;
+    /// EtherType.
+    const ETHER_TYPE: u16;
+    /// Offset of the source address in the IP header; the destination follows it.
+    const SRC_OFFSET: usize;
+    /// Offset of TTL or hop limit in the IP header.
+    const TTL_OFFSET: usize;
+    /// Offset of the header checksum in the IP header, where the family has one.
+    const CHECKSUM_OFFSET: Option<usize>;
+
+    /// Parses the packet whose header is at `segment.l3()`.
+    fn parse<P: Packet>(packet: &P, segment: &mut Segment<Self::Addr>) -> Result<(), Unparsed>;
+
+    /// Ones' complement sum of an address in the byte order of this machine (RFC 1071, 2 (B)).
+    fn sum(addr: &Self::Addr) -> u64;
+
+    /// Fills the addresses of a route lookup.
+    fn route_between(params: &mut bpf_fib_lookup, src: &Self::Addr, dst: &Self::Addr);
+
+    /// This CPU's room to work in.
+    fn work() -> Option<&'static mut Work<Self::Addr>>;
+    /// The `addresses` map.
+    fn address_map() -> &'static HashMap<Self::Addr, AddressFlags, MAX_ADDRESSES>;
+    /// The `frontends` map.
+    fn frontend_map() -> &'static HashMap<FrontendKey<Self::Addr>, u32, MAX_FRONTENDS>;
+    /// The `descriptors` map.
+    fn descriptor_map() -> &'static Array<Descriptor, MAX_FRONTENDS, MMAPABLE>;
+    /// The `backends` map.
+    fn backend_map() -> &'static Array<Backend<Self::Addr>, MAX_BACKENDS, MMAPABLE>;
+    /// The `flows` map.
+    fn flow_map() -> &'static maps::FlowMap<FlowKey<Self::Addr>, Flow<Self::Addr>, MAX_FLOWS>;
+    /// The `stats` map.
+    fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS>;
+}
+
+/// IPv4.
+pub struct V4;
+
+/// IPv6.
+pub struct V6;
+
+#[inline(always)]
+fn word(a: u8, b: u8, c: u8, d: u8) -> u64 {
+    u64::from(u32::from_ne_bytes([a, b, c, d]))
+}
+
+impl Family for V4 {
+    type Addr = [u8; 4];
+    type Header = Ipv4Hdr;
+
+    const AF: u8 = 2;
+    const ETHER_TYPE: u16 = ethernet::IPV4;
+    const SRC_OFFSET: usize = 12;
+    const TTL_OFFSET: usize = 8;
+    const CHECKSUM_OFFSET: Option<usize> = Some(10);
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P, segment: &mut Segment<[u8; 4]>) -> Result<(), Unparsed> {
+        ipv4::parse(packet, segment)
+    }
+
+    #[inline(always)]
+    fn sum(addr: &[u8; 4]) -> u64 {
+        let [a, b, c, d] = *addr;
+        word(a, b, c, d)
+    }
+
+    #[inline(always)]
+    fn route_between(params: &mut bpf_fib_lookup, src: &[u8; 4], dst: &[u8; 4]) {
+        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(*src);
+        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(*dst);
+    }
+
+    #[inline(always)]
+    fn work() -> Option<&'static mut Work<[u8; 4]>> {
+        crate::work::get(&maps::scratch_v4)
+    }
+
+    #[inline(always)]
+    fn address_map() -> &'static HashMap<[u8; 4], AddressFlags, MAX_ADDRESSES> {
+        &maps::addresses_v4
+    }
+
+    #[inline(always)]
+    fn frontend_map() -> &'static HashMap<FrontendKey<[u8; 4]>, u32, MAX_FRONTENDS> {
+        &maps::frontends_v4
+    }
+
+    #[inline(always)]
+    fn descriptor_map() -> &'static Array<Descriptor, MAX_FRONTENDS, MMAPABLE> {
+        &maps::descriptors_v4
+    }
+
+    #[inline(always)]
+    fn backend_map() -> &'static Array<Backend<[u8; 4]>, MAX_BACKENDS, MMAPABLE> {
+        &maps::backends_v4
+    }
+
+    #[inline(always)]
+    fn flow_map() -> &'static maps::FlowMap<FlowKey<[u8; 4]>, Flow<[u8; 4]>, MAX_FLOWS> {
+        &maps::flows_v4
+    }
+
+    #[inline(always)]
+    fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS> {
+        &maps::stats_v4
+    }
+}
+
+impl Family for V6 {
+    type Addr = [u8; 16];
+    type Header = Ipv6Hdr;
+
+    const AF: u8 = 10;
+    const ETHER_TYPE: u16 = ethernet::IPV6;
+    const SRC_OFFSET: usize = 8;
+    const TTL_OFFSET: usize = 7;
+    const CHECKSUM_OFFSET: Option<usize> = None;
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P, segment: &mut Segment<[u8; 16]>) -> Result<(), Unparsed> {
+        ipv6::parse(packet, segment)
+    }
+
+    #[inline(always)]
+    fn sum(addr: &[u8; 16]) -> u64 {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *addr;
+        word(a, b, c, d) + word(e, f, g, h) + word(i, j, k, l) + word(m, n, o, p)
+    }
+
+    #[inline(always)]
+    fn route_between(params: &mut bpf_fib_lookup, src: &[u8; 16], dst: &[u8; 16]) {
+        params.__bindgen_anon_3.ipv6_src = words(src);
+        params.__bindgen_anon_4.ipv6_dst = words(dst);
+    }
+
+    #[inline(always)]
+    fn work() -> Option<&'static mut Work<[u8; 16]>> {
+        crate::work::get(&maps::scratch_v6)
+    }
+
+    #[inline(always)]
+    fn address_map() -> &'static HashMap<[u8; 16], AddressFlags, MAX_ADDRESSES> {
+        &maps::addresses_v6
+    }
+
+    #[inline(always)]
+    fn frontend_map() -> &'static HashMap<FrontendKey<[u8; 16]>, u32, MAX_FRONTENDS> {
+        &maps::frontends_v6
+    }
+
+    #[inline(always)]
+    fn descriptor_map() -> &'static Array<Descriptor, MAX_FRONTENDS, MMAPABLE> {
+        &maps::descriptors_v6
+    }
+
+    #[inline(always)]
+    fn backend_map() -> &'static Array<Backend<[u8; 16]>, MAX_BACKENDS, MMAPABLE> {
+        &maps::backends_v6
+    }
+
+    #[inline(always)]
+    fn flow_map() -> &'static maps::FlowMap<FlowKey<[u8; 16]>, Flow<[u8; 16]>, MAX_FLOWS> {
+        &maps::flows_v6
+    }
+
+    #[inline(always)]
+    fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS> {
+        &maps::stats_v6
+    }
+}
+
+#[inline(always)]
+fn words(addr: &[u8; 16]) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *addr;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
+}

@@ -1,0 +1,45 @@
+//! The three hooks: what each admits, and what each can finish.
+
+pub mod egress;
+pub mod tc;
+pub mod xdp;
+
+use lbxdp_common::DropReason;
+
+use crate::{
+    family::Family,
+    packet::{Packet, Pair, read},
+    work::Work,
+};
+
+/// What a hook did with a packet.
+#[derive(Clone, Copy)]
+pub enum Outcome {
+    /// Not ours: as it came.
+    Pass,
+    /// Left as it came, for tc ingress to finish.
+    Defer,
+    /// Translated; up the stack, or on its way out.
+    Translated,
+    /// Translated; back out of the device it came by.
+    Transmit,
+    /// Translated; out of the device with this interface index.
+    Redirect(u32),
+    /// Translated; to the next hop behind the device with this interface index.
+    Neighbour(u32),
+    /// Replaced by an answer to its sender, behind the device with this interface index.
+    Answer(u32),
+    /// It ends here.
+    Drop(DropReason),
+}
+
+/// Starts on the packet whose IP header is at `l3`: its addresses are all that most packets need.
+#[inline(always)]
+fn begin<F: Family, P: Packet>(packet: &P, l3: usize) -> Option<&'static mut Work<F::Addr>> {
+    let addresses: Pair<F::Addr> = read(packet, l3 + F::SRC_OFFSET)?;
+    let work = F::work()?;
+    work.segment.set_l3(l3);
+    work.segment.key.src = addresses.src;
+    work.segment.key.dst = addresses.dst;
+    Some(work)
+}

@@ -1,0 +1,43 @@
+//! tc egress: replies of backends on this node get their frontend's address.
+
+use lbxdp_common::{AddressFlags, Hook};
+
+use super::{Outcome, tc};
+use crate::{
+    family::{Family as _, V4, V6},
+    icmp, ingress,
+    lookup::{address, flow},
+    packet::{Packet as _, skb::SkbPacket},
+    parse::ethernet,
+};
+
+/// Handles an skb that is about to leave.
+#[inline(always)]
+pub fn handle(packet: &SkbPacket) -> Outcome {
+    packet.linearize(tc::USUAL_HEADERS);
+    let Some(frame) = ethernet::parse(packet) else { return Outcome::Pass };
+    match frame.ether_type {
+        V4::ETHER_TYPE => serve::<V4>(packet, frame.l3),
+        V6::ETHER_TYPE => serve::<V6>(packet, frame.l3),
+        _ => Outcome::Pass,
+    }
+}
+
+#[inline(always)]
+fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
+    let Some(work) = super::begin::<F, _>(packet, l3) else { return Outcome::Pass };
+    let is_backend = address::what::<F>(&work.segment.key.src)
+        .is_some_and(|address| address.has(AddressFlags::BACKEND));
+    if !is_backend || F::parse(packet, &mut work.segment).is_err() {
+        return Outcome::Pass;
+    }
+    if !flow::follow::<F>(work, Hook::Egress, ingress::now()) {
+        return Outcome::Pass;
+    }
+    if work.flow.dst == work.segment.key.dst {
+        tc::up::<F>(packet, &work.segment, &work.flow)
+    } else {
+        // The reply of a backend that called itself: what it left for is not where it goes.
+        tc::forward::<F>(packet, work)
+    }
+}

@@ -1,0 +1,134 @@
+//! tc ingress: what XDP passed because it could not finish it, and everything on devices
+//! without native XDP.
+
+use aya_ebpf::EbpfContext as _;
+use lbxdp_common::{DropReason, Flow};
+
+use super::Outcome;
+use crate::{
+    family::{Family, V4, V6},
+    icmp,
+    ingress::{self, Verdict},
+    lookup::count,
+    packet::{Packet as _, skb::SkbPacket},
+    parse::{Segment, ethernet},
+    rewrite::Rewriter as _,
+    route::{self, Route},
+    work::Work,
+};
+
+/// Bytes that hold the headers of a packet without options or extension headers.
+pub const USUAL_HEADERS: usize = 14 + 40 + 20;
+
+/// Handles an skb that came in.
+#[inline(always)]
+pub fn handle(packet: &SkbPacket) -> Outcome {
+    if packet.has_vlan_tag() {
+        return Outcome::Pass;
+    }
+    packet.linearize(USUAL_HEADERS);
+    let Some(frame) = ethernet::parse(packet) else { return Outcome::Pass };
+    match frame.ether_type {
+        V4::ETHER_TYPE => serve::<V4>(packet, frame.l3),
+        V6::ETHER_TYPE => serve::<V6>(packet, frame.l3),
+        _ => Outcome::Pass,
+    }
+}
+
+#[inline(always)]
+fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
+    let Some(work) = super::begin::<F, _>(packet, l3) else { return Outcome::Pass };
+    let Some(address) = ingress::destination::<F>(&work.segment.key.dst) else {
+        return Outcome::Pass;
+    };
+    if !packet.is_for_host() {
+        return Outcome::Pass;
+    }
+    let verdict = ingress::decide::<F, _>(packet, work, address);
+    match verdict {
+        Verdict::Pass => Outcome::Pass,
+        Verdict::Drop(reason) => Outcome::Drop(reason),
+        Verdict::Refuse(reason, error) => refuse::<F>(packet, &work.segment, reason, error),
+        Verdict::Translate if work.flow.has(Flow::<F::Addr>::LOCAL) => {
+            up::<F>(packet, &work.segment, &work.flow)
+        }
+        Verdict::Translate => forward::<F>(packet, work),
+    }
+}
+
+/// Translates a packet and sends it to its next hop.
+#[inline(always)]
+pub fn forward<F: icmp::Protocol>(packet: &SkbPacket, work: &mut Work<F::Addr>) -> Outcome {
+    // The device cuts a GSO packet into pieces before the MTU matters.
+    let len = match packet.gso_size() {
+        0 => work.segment.len,
+        size => work.segment.header_len + size as usize,
+    };
+    let route = route::lookup::<F>(packet.ctx.as_ptr(), packet.ifindex(), work, len);
+    let Work { segment, flow, .. } = &*work;
+    let refusal = match route {
+        Route::Hop { .. } | Route::Unresolved { .. } if segment.ttl <= 1 => {
+            (DropReason::TtlExceeded, icmp::Error::TimeExceeded)
+        }
+        Route::Hop { ifindex, .. } | Route::Unresolved { ifindex } => {
+            return send::<F>(packet, segment, flow, ifindex);
+        }
+        Route::Here if flow.has(Flow::<F::Addr>::REPLY) => return up::<F>(packet, segment, flow),
+        Route::Here | Route::Unsupported => return Outcome::Drop(DropReason::NoRoute),
+        Route::TooBig(mtu) => (DropReason::TooBig, icmp::Error::TooBig(mtu)),
+        Route::None(reason) => return Outcome::Drop(reason),
+    };
+    let (reason, error) = refusal;
+    refuse::<F>(packet, segment, reason, error)
+}
+
+#[inline(always)]
+fn send<F: Family>(
+    packet: &SkbPacket,
+    segment: &Segment<F::Addr>,
+    flow: &Flow<F::Addr>,
+    ifindex: u32,
+) -> Outcome {
+    if packet.hop::<F>(segment) && packet.translate::<F>(segment, flow) {
+        account::<F>(packet, segment, flow);
+        Outcome::Neighbour(ifindex)
+    } else {
+        Outcome::Drop(DropReason::RewriteFailed)
+    }
+}
+
+/// Translates a packet whose way through the stack is right.
+#[inline(always)]
+pub fn up<F: Family>(
+    packet: &SkbPacket,
+    segment: &Segment<F::Addr>,
+    flow: &Flow<F::Addr>,
+) -> Outcome {
+    if packet.translate::<F>(segment, flow) {
+        account::<F>(packet, segment, flow);
+        Outcome::Translated
+    } else {
+        Outcome::Drop(DropReason::RewriteFailed)
+    }
+}
+
+#[inline(always)]
+fn refuse<F: icmp::Protocol>(
+    packet: &SkbPacket,
+    segment: &Segment<F::Addr>,
+    reason: DropReason,
+    error: icmp::Error,
+) -> Outcome {
+    let ifindex = packet.ifindex();
+    if !count::may_send_icmp(ingress::now()) || !icmp::answer::<F, _>(packet, segment, error) {
+        return Outcome::Drop(reason);
+    }
+    count::drop(reason);
+    Outcome::Answer(ifindex)
+}
+
+#[inline(always)]
+fn account<F: Family>(packet: &SkbPacket, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) {
+    let bytes = packet.ctx.len() as usize - segment.l3();
+    count::traffic::<F>(flow.frontend, flow.has(Flow::<F::Addr>::REPLY), bytes as u64);
+}

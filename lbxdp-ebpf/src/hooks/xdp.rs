@@ -1,0 +1,158 @@
+//! XDP: the fast path. What it cannot finish it leaves untouched for tc ingress.
+
+use aya_ebpf::EbpfContext as _;
+use lbxdp_common::{Counter, Device, DropReason, Flow};
+
+use super::Outcome;
+use crate::{
+    family::{Family, V4, V6},
+    icmp,
+    ingress::{self, Verdict},
+    lookup::{count, device},
+    packet::{read, readable, xdp::XdpPacket},
+    parse::{
+        Segment,
+        ethernet::{self, Frame},
+    },
+    rewrite::Rewriter as _,
+    route::{self, Route},
+    work::Work,
+};
+
+/// Handles a frame.
+#[inline(always)]
+pub fn handle(packet: &XdpPacket) -> Outcome {
+    let Some(frame) = ethernet::parse(packet) else { return Outcome::Pass };
+    match frame.ether_type {
+        V4::ETHER_TYPE => serve::<V4>(packet, &frame),
+        V6::ETHER_TYPE => serve::<V6>(packet, &frame),
+        _ => Outcome::Pass,
+    }
+}
+
+#[inline(always)]
+fn serve<F: icmp::Protocol>(packet: &XdpPacket, frame: &Frame) -> Outcome {
+    let Some(work) = super::begin::<F, _>(packet, frame.l3) else { return Outcome::Pass };
+    let Some(address) = ingress::destination::<F>(&work.segment.key.dst) else {
+        return Outcome::Pass;
+    };
+    let ifindex = packet.ctx.ingress_ifindex() as u32;
+    let Some(device) = device::get(ifindex) else { return Outcome::Pass };
+    if read::<[u8; 6], _>(packet, 0) != Some(device.mac) {
+        count::event(Counter::ForeignMac);
+        return Outcome::Pass;
+    }
+    let verdict = ingress::decide::<F, _>(packet, work, address);
+    let (reason, error) = match verdict {
+        Verdict::Pass => return Outcome::Pass,
+        Verdict::Drop(reason) => return Outcome::Drop(reason),
+        Verdict::Refuse(reason, error) => (reason, error),
+        Verdict::Translate => match forward::<F>(packet, frame, work, device, ifindex) {
+            Ok(outcome) => return outcome,
+            Err(refusal) => refusal,
+        },
+    };
+    refuse::<F>(packet, &work.segment, device, ifindex, reason, error)
+}
+
+#[inline(always)]
+fn forward<F: icmp::Protocol>(
+    packet: &XdpPacket,
+    frame: &Frame,
+    work: &mut Work<F::Addr>,
+    device: Device,
+    ifindex: u32,
+) -> Result<Outcome, (DropReason, icmp::Error)> {
+    if work.flow.has(Flow::<F::Addr>::LOCAL) {
+        // A tagged frame belongs to the VLAN device above; the stack takes it there.
+        return Ok(up::<F>(packet, &work.segment, &work.flow));
+    }
+    let len = work.segment.len;
+    let route = route::lookup::<F>(packet.ctx.as_ptr(), ifindex, work, len);
+    let Work { segment, flow, .. } = &*work;
+    let (out, dst, src) = match route {
+        Route::Hop { ifindex, dst, src } => (ifindex, dst, src),
+        Route::Unresolved { .. } | Route::Unsupported => return Ok(Outcome::Defer),
+        Route::Here => return Ok(here::<F>(packet, segment, flow)),
+        Route::TooBig(mtu) => return Err((DropReason::TooBig, icmp::Error::TooBig(mtu))),
+        Route::None(reason) => return Ok(Outcome::Drop(reason)),
+    };
+    let Some(outcome) = way_out(frame, device, ifindex, out) else { return Ok(Outcome::Defer) };
+    if segment.ttl <= 1 {
+        return Err((DropReason::TtlExceeded, icmp::Error::TimeExceeded));
+    }
+    if packet.hop::<F>(segment)
+        && packet.translate::<F>(segment, flow)
+        && packet.address_frame(dst, src)
+    {
+        account::<F>(packet, segment, flow);
+        Ok(outcome)
+    } else {
+        Ok(Outcome::Drop(DropReason::RewriteFailed))
+    }
+}
+
+/// How XDP itself can send out of device `out`, if it can.
+#[inline(always)]
+fn way_out(frame: &Frame, device: Device, ifindex: u32, out: u32) -> Option<Outcome> {
+    if frame.vlan[0] == 0 && out == ifindex {
+        return device.has(Device::TX).then_some(Outcome::Transmit);
+    }
+    let target = device::get(out)?;
+    if frame.vlan[0] == 0 {
+        return target.has(Device::XMIT).then_some(Outcome::Redirect(out));
+    }
+    // A tagged frame can only keep its tags.
+    let is_same = target.parent == ifindex && target.vlan == frame.vlan && device.has(Device::TX);
+    is_same.then_some(Outcome::Transmit)
+}
+
+/// Translates a packet whose next stop is this host.
+#[inline(always)]
+fn up<F: Family>(packet: &XdpPacket, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> Outcome {
+    if packet.translate::<F>(segment, flow) {
+        account::<F>(packet, segment, flow);
+        Outcome::Translated
+    } else {
+        Outcome::Drop(DropReason::RewriteFailed)
+    }
+}
+
+/// The route of a packet that should leave ends at this host. A reply may: its client lives here.
+#[inline(always)]
+fn here<F: Family>(
+    packet: &XdpPacket,
+    segment: &Segment<F::Addr>,
+    flow: &Flow<F::Addr>,
+) -> Outcome {
+    if flow.has(Flow::<F::Addr>::REPLY) {
+        up::<F>(packet, segment, flow)
+    } else {
+        Outcome::Drop(DropReason::NoRoute)
+    }
+}
+
+#[inline(always)]
+fn refuse<F: icmp::Protocol>(
+    packet: &XdpPacket,
+    segment: &Segment<F::Addr>,
+    device: Device,
+    ifindex: u32,
+    reason: DropReason,
+    error: icmp::Error,
+) -> Outcome {
+    if !device.has(Device::TX) {
+        return Outcome::Defer;
+    }
+    if !count::may_send_icmp(ingress::now()) || !icmp::answer::<F, _>(packet, segment, error) {
+        return Outcome::Drop(reason);
+    }
+    count::drop(reason);
+    Outcome::Answer(ifindex)
+}
+
+#[inline(always)]
+fn account<F: Family>(packet: &XdpPacket, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) {
+    let bytes = if segment.len == 0 { readable(packet) } else { segment.len };
+    count::traffic::<F>(flow.frontend, flow.has(Flow::<F::Addr>::REPLY), bytes as u64);
+}

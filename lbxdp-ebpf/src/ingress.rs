@@ -1,0 +1,106 @@
+//! The decision about a packet from outside the node, the same at XDP and at tc ingress.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use lbxdp_common::{AddressFlags, DropReason, Hook};
+
+use crate::{
+    family::Family,
+    icmp,
+    lookup::{
+        address,
+        backend::{self, NoChoice},
+        flow::{self, NotCreated},
+    },
+    packet::Packet,
+    parse::Unparsed,
+    work::Work,
+};
+
+/// What is to become of a packet.
+#[derive(Clone, Copy)]
+pub enum Verdict {
+    /// Not ours.
+    Pass,
+    /// It ends here, in silence.
+    Drop(DropReason),
+    /// It ends here, and its sender is told.
+    Refuse(DropReason, icmp::Error),
+    /// It becomes what [`Work::flow`] says.
+    Translate,
+}
+
+/// The clock of flows: nanoseconds of `CLOCK_MONOTONIC_COARSE`. Linux 5.11.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: no arguments, no memory.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// What the destination is, if packets for it concern the programs.
+#[inline(always)]
+pub fn destination<F: Family>(addr: &F::Addr) -> Option<AddressFlags> {
+    const OURS: u32 = AddressFlags::SERVICE | AddressFlags::NODE | AddressFlags::TOMBSTONE;
+    address::what::<F>(addr).filter(|address| address.has(OURS))
+}
+
+/// Parses the rest of a packet for `address` and decides about it.
+#[inline(always)]
+pub fn decide<F: Family, P: Packet>(
+    packet: &P,
+    work: &mut Work<F::Addr>,
+    address: AddressFlags,
+) -> Verdict {
+    if let Err(unparsed) = F::parse(packet, &mut work.segment) {
+        return unserved(unparsed, address);
+    }
+    let now = now();
+    // Flows outlive their frontend, so they come first.
+    if flow::follow::<F>(work, Hook::Ingress, now) {
+        return Verdict::Translate;
+    }
+    if !address.has(AddressFlags::SERVICE) {
+        return Verdict::Pass;
+    }
+    let Some(frontend) = address::frontend::<F>(&work.segment.key) else {
+        return nobody(address);
+    };
+    let choice = match backend::choose::<F>(frontend, &work.segment.key) {
+        Ok(choice) => choice,
+        Err(NoChoice::Reject) => {
+            return Verdict::Refuse(DropReason::NoEndpoint, icmp::Error::PortUnreachable);
+        }
+        Err(NoChoice::Drop) => return Verdict::Drop(DropReason::NoLocalEndpoint),
+        Err(NoChoice::Missing) => return Verdict::Drop(DropReason::BackendMissing),
+    };
+    match flow::create::<F>(work, frontend, &choice, now) {
+        Ok(()) => Verdict::Translate,
+        Err(NotCreated::PortsExhausted) => Verdict::Drop(DropReason::SnatPortsExhausted),
+        Err(NotCreated::TableFull) => Verdict::Drop(DropReason::FlowTableFull),
+    }
+}
+
+/// What the node itself is sent, it also judges itself; what is sent to a service ends here if it
+/// cannot be served, because passed on it would follow the route that brought it.
+#[inline(always)]
+fn unserved(unparsed: Unparsed, address: AddressFlags) -> Verdict {
+    if address.has(AddressFlags::NODE) || !address.has(AddressFlags::SERVICE) {
+        return Verdict::Pass;
+    }
+    match unparsed {
+        Unparsed::NotOurs => Verdict::Pass,
+        Unparsed::Malformed => Verdict::Drop(DropReason::Malformed),
+        Unparsed::Fragment => Verdict::Drop(DropReason::Fragment),
+    }
+}
+
+/// No frontend listens on this port of `address`.
+#[inline(always)]
+fn nobody(address: AddressFlags) -> Verdict {
+    if address.has(AddressFlags::NODE) {
+        Verdict::Pass
+    } else if address.has(AddressFlags::CLUSTER_IP) {
+        Verdict::Refuse(DropReason::UnknownPort, icmp::Error::PortUnreachable)
+    } else {
+        Verdict::Drop(DropReason::UnknownPort)
+    }
+}

@@ -1,0 +1,21 @@
+//! What an address is, and which frontend listens on it.
+
+use lbxdp_common::{AddressFlags, FlowKey, FrontendKey};
+
+use crate::family::Family;
+
+/// What `addr` is; `None` if it is nobody's.
+#[inline(always)]
+pub fn what<F: Family>(addr: &F::Addr) -> Option<AddressFlags> {
+    // SAFETY: the value is copied at once. A concurrent update may hand out the element again,
+    // and one aligned word is read whole either way.
+    unsafe { F::address_map().get(addr) }.copied()
+}
+
+/// The id of the frontend that a packet of `key` is sent to.
+#[inline(always)]
+pub fn frontend<F: Family>(key: &FlowKey<F::Addr>) -> Option<u32> {
+    let key = FrontendKey::new(key.dst, key.dst_port, key.protocol);
+    // SAFETY: as above. An id is immutable and is not used again for a second after its removal.
+    unsafe { F::frontend_map().get(&key) }.copied()
+}

@@ -1,0 +1,56 @@
+//! The choice of a backend.
+
+use lbxdp_common::{Backend, FlowKey, TABLE_BLOCK, TablePolicy, TableRef, flow_hash};
+
+use crate::{family::Family, lookup::maps};
+
+/// A backend and its id.
+pub struct Choice<A: 'static> {
+    /// Index in `backends`.
+    pub id: u32,
+    /// The backend. The agent leaves an element alone while a table names it, and for a second
+    /// after.
+    pub backend: &'static Backend<A>,
+}
+
+/// Why there is no choice.
+#[derive(Clone, Copy)]
+pub enum NoChoice {
+    /// No endpoint anywhere.
+    Reject,
+    /// None that the traffic policy allows.
+    Drop,
+    /// The tables contradict each other.
+    Missing,
+}
+
+/// Chooses from the table for packets from outside the node.
+#[inline(always)]
+pub fn choose<F: Family>(
+    frontend: u32,
+    key: &FlowKey<F::Addr>,
+) -> Result<Choice<F::Addr>, NoChoice> {
+    let descriptor = F::descriptor_map().get_ptr(frontend).ok_or(NoChoice::Missing)?;
+    // SAFETY: the pointer is into an array, which lives as long as the program. The agent stores
+    // the aligned word at once; volatile keeps the compiler from reading it twice.
+    let table = TableRef(unsafe { (&raw const (*descriptor).external).read_volatile() });
+    if !table.serves() {
+        return Err(if table.policy() == TablePolicy::Reject as u8 {
+            NoChoice::Reject
+        } else if table.policy() == TablePolicy::Drop as u8 {
+            NoChoice::Drop
+        } else {
+            NoChoice::Missing
+        });
+    }
+    let slots = 1u32 << (table.log2_slots() & 31);
+    let slot = flow_hash(key) & (slots - 1);
+    let block = table.first_block() + slot / TABLE_BLOCK as u32;
+    let block = maps::tables.get(block).ok_or(NoChoice::Missing)?;
+    let id = block.slots[slot as usize % TABLE_BLOCK];
+    let backend = F::backend_map().get(id).ok_or(NoChoice::Missing)?;
+    if backend.port == 0 {
+        return Err(NoChoice::Missing);
+    }
+    Ok(Choice { id, backend })
+}

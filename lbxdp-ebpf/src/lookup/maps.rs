@@ -1,0 +1,110 @@
+//! The maps. The agent pins them under these names, and `bpftool` shows them by these names, so
+//! they are in the case of map names rather than of Rust statics. Only this directory uses them.
+#![expect(non_upper_case_globals, reason = "a static's name is its map's name")]
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use lbxdp_common::{
+    AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FrontendInfo, FrontendKey,
+    FrontendStats, TableBlock, counter, drop_reason,
+    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, TABLE_BLOCKS},
+};
+
+use crate::work::Work;
+
+/// User space maps the array into its memory and writes it without a system call. Linux 5.5.
+pub const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+/// The kind of map that holds flows.
+pub type FlowMap<K, V, const N: usize> = LruHashMap<K, V, N>;
+/// The kind of map that holds statistics.
+pub type StatsMap<V, const N: usize> = PerCpuArray<V, N>;
+
+/// Destination address → what it is.
+#[btf_map]
+pub static addresses_v4: HashMap<[u8; 4], AddressFlags, MAX_ADDRESSES> = HashMap::new();
+/// Destination address → what it is.
+#[btf_map]
+pub static addresses_v6: HashMap<[u8; 16], AddressFlags, MAX_ADDRESSES> = HashMap::new();
+
+/// Address, port, protocol → frontend id.
+#[btf_map]
+pub static frontends_v4: HashMap<FrontendKey<[u8; 4]>, u32, MAX_FRONTENDS> = HashMap::new();
+/// Address, port, protocol → frontend id.
+#[btf_map]
+pub static frontends_v6: HashMap<FrontendKey<[u8; 16]>, u32, MAX_FRONTENDS> = HashMap::new();
+
+/// Frontend id → its tables.
+#[btf_map]
+pub static descriptors_v4: Array<Descriptor, MAX_FRONTENDS, MMAPABLE> = Array::new();
+/// Frontend id → its tables.
+#[btf_map]
+pub static descriptors_v6: Array<Descriptor, MAX_FRONTENDS, MMAPABLE> = Array::new();
+
+/// Frontend id → its name, for people.
+#[btf_map]
+pub static names_v4: Array<FrontendInfo, MAX_FRONTENDS> = Array::new();
+/// Frontend id → its name, for people.
+#[btf_map]
+pub static names_v6: Array<FrontendInfo, MAX_FRONTENDS> = Array::new();
+
+/// The slab of Maglev tables.
+#[btf_map]
+pub static tables: Array<TableBlock, TABLE_BLOCKS, MMAPABLE> = Array::new();
+
+/// Backend id → backend.
+#[btf_map]
+pub static backends_v4: Array<Backend<[u8; 4]>, MAX_BACKENDS, MMAPABLE> = Array::new();
+/// Backend id → backend.
+#[btf_map]
+pub static backends_v6: Array<Backend<[u8; 16]>, MAX_BACKENDS, MMAPABLE> = Array::new();
+
+/// Packet as it arrives → packet as it leaves.
+#[btf_map]
+pub static flows_v4: FlowMap<FlowKey<[u8; 4]>, Flow<[u8; 4]>, MAX_FLOWS> = LruHashMap::new();
+/// Packet as it arrives → packet as it leaves.
+#[btf_map]
+pub static flows_v6: FlowMap<FlowKey<[u8; 16]>, Flow<[u8; 16]>, MAX_FLOWS> = LruHashMap::new();
+
+/// Frontend id → packets and bytes.
+#[btf_map]
+pub static stats_v4: StatsMap<FrontendStats, MAX_FRONTENDS> = PerCpuArray::new();
+/// Frontend id → packets and bytes.
+#[btf_map]
+pub static stats_v6: StatsMap<FrontendStats, MAX_FRONTENDS> = PerCpuArray::new();
+
+/// [`lbxdp_common::DropReason`] → packets.
+#[btf_map]
+pub static drops: PerCpuArray<u64, { drop_reason::SLOTS }> = PerCpuArray::new();
+
+/// [`lbxdp_common::Counter`] → events.
+#[btf_map]
+pub static counters: PerCpuArray<u64, { counter::SLOTS }> = PerCpuArray::new();
+
+/// Interface index → device.
+#[btf_map]
+pub static devices: HashMap<u32, Device, MAX_DEVICES> = HashMap::new();
+
+/// Room to work in, for the program that runs on this CPU. Not pinned.
+#[btf_map]
+pub static scratch_v4: PerCpuArray<Work<[u8; 4]>, 1> = PerCpuArray::new();
+/// Room to work in, for the program that runs on this CPU. Not pinned.
+#[btf_map]
+pub static scratch_v6: PerCpuArray<Work<[u8; 16]>, 1> = PerCpuArray::new();
+
+/// The one element of `scratch_icmp`: a token bucket.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct IcmpBudget {
+    /// When the bucket was last filled, nanoseconds of `CLOCK_MONOTONIC_COARSE`.
+    pub filled_at: u64,
+    /// Errors that may still be sent.
+    pub tokens: u64,
+}
+
+/// How many ICMP errors this CPU may send. Not pinned.
+#[btf_map]
+pub static scratch_icmp: PerCpuArray<IcmpBudget, 1> = PerCpuArray::new();

@@ -1,0 +1,72 @@
+//! IPv6, with extension headers.
+
+use network_types::ip::Ipv6Hdr;
+
+use super::{Segment, Unparsed, transport};
+use crate::packet::{Packet, read};
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+
+/// Extension headers that are walked; RFC 8200 has a sender use each kind once, destination
+/// options twice.
+const MOST_HEADERS: usize = 6;
+/// Their bytes together. It bounds what the verifier must consider.
+const MOST_BYTES: usize = 256;
+
+/// Parses the packet whose IPv6 header is at `segment.l3()`.
+#[inline(always)]
+pub fn parse<P: Packet>(packet: &P, segment: &mut Segment<[u8; 16]>) -> Result<(), Unparsed> {
+    let header: Ipv6Hdr = read(packet, segment.l3()).ok_or(Unparsed::Malformed)?;
+    if header.vcf[0] >> 4 != 6 {
+        return Err(Unparsed::Malformed);
+    }
+    let payload = usize::from(u16::from_be_bytes(header.payload_len));
+    // A jumbogram (RFC 2675) says zero.
+    segment.len = if payload == 0 { 0 } else { Ipv6Hdr::LEN + payload };
+    segment.ttl = header.hop_limit;
+    let l4 = segment.l3() + Ipv6Hdr::LEN;
+    if transport::is_served(header.next_hdr) {
+        transport::parse(packet, segment, l4, header.next_hdr)
+    } else {
+        let (bytes, protocol) = extensions(packet, l4, header.next_hdr)?;
+        transport::parse(packet, segment, l4 + bytes, protocol)
+    }
+}
+
+/// Walks the extension headers at `at`, of which the first is of kind `next`: how many bytes they
+/// take, and the protocol behind them.
+#[inline(always)]
+fn extensions<P: Packet>(packet: &P, at: usize, next: u8) -> Result<(usize, u8), Unparsed> {
+    packet.linearize(at + MOST_BYTES + transport::LONGEST_FIXED_HEADER);
+    let mut protocol = next;
+    let mut bytes = 0;
+    for _ in 0..=MOST_HEADERS {
+        let longer = match protocol {
+            protocol if transport::is_served(protocol) => return Ok((bytes, protocol)),
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION => {
+                let [next, length, c, d]: [u8; 4] =
+                    read(packet, at + bytes).ok_or(Unparsed::Malformed)?;
+                let kind = core::mem::replace(&mut protocol, next);
+                match kind {
+                    // An atomic fragment (RFC 6946) is whole.
+                    FRAGMENT if u16::from_be_bytes([c, d]) & 0xfff9 != 0 => {
+                        return Err(Unparsed::Fragment);
+                    }
+                    FRAGMENT => 8,
+                    AUTHENTICATION => (usize::from(length) + 2) << 2,
+                    _ => (usize::from(length) + 1) << 3,
+                }
+            }
+            _ => return Err(Unparsed::NotOurs),
+        };
+        bytes += longer;
+        if bytes > MOST_BYTES {
+            break;
+        }
+    }
+    Err(Unparsed::Malformed)
+}

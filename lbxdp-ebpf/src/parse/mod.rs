@@ -1,0 +1,71 @@
+//! From bytes to a flow key. "Not ours" is not an error: the three ways a packet can fail to be
+//! parsed lead to three different fates.
+
+pub mod ethernet;
+pub mod ipv4;
+pub mod ipv6;
+#[cfg(test)]
+mod tests;
+pub mod transport;
+
+use lbxdp_common::FlowKey;
+
+/// Why there is no [`Segment`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unparsed {
+    /// Something the programs do not serve: another protocol.
+    NotOurs,
+    /// Headers cut short, or in contradiction to themselves.
+    Malformed,
+    /// A fragment, whose ports are not (all) here.
+    Fragment,
+}
+
+/// A TCP segment or a UDP datagram. Addresses and `l3` are filled in first; the family's parser
+/// fills in the rest, in place, because a program's stack has 512 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment<A> {
+    /// Addresses, ports, protocol.
+    pub key: FlowKey<A>,
+    l3: u16,
+    l4: u16,
+    /// Bytes from the IP header to the end, as the header says; zero for a packet that is larger
+    /// than its header can say.
+    pub len: usize,
+    /// Bytes of IP and transport headers.
+    pub header_len: usize,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// TCP flags; zero for UDP.
+    pub tcp_flags: u8,
+}
+
+impl<A> Segment<A> {
+    /// Offset of the IP header: behind Ethernet and at most two VLAN tags.
+    #[inline(always)]
+    pub fn l3(&self) -> usize {
+        // What is read back from memory has no bounds in the verifier's eyes; these are ample.
+        usize::from(self.l3 & 0x1f)
+    }
+
+    /// Offset of the TCP or UDP header: behind IP and at most 256 bytes of extension headers.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        usize::from(self.l4 & 0x1ff)
+    }
+
+    /// Says where the IP header is.
+    #[inline(always)]
+    pub fn set_l3(&mut self, offset: usize) {
+        self.l3 = offset as u16;
+    }
+}
+
+/// TCP flag.
+pub const FIN: u8 = 0x01;
+/// TCP flag.
+pub const SYN: u8 = 0x02;
+/// TCP flag.
+pub const RST: u8 = 0x04;
+/// TCP flag.
+pub const ACK: u8 = 0x10;

@@ -1,0 +1,74 @@
+//! Changing a packet into what its flow says. Two back ends, because checksums differ by hook:
+//! at XDP they are in the packet and are updated in place; an skb may carry one that is not
+//! computed yet, or one of the whole packet, and only helpers know which.
+
+pub mod csum;
+pub mod skb;
+pub mod xdp;
+
+use lbxdp_common::{Flow, IPPROTO_TCP};
+
+use crate::{
+    family::Family,
+    packet::{Packet, read},
+    parse::Segment,
+};
+use csum::Difference;
+
+/// Offset of the checksum in the TCP header.
+const TCP_CHECKSUM: usize = 16;
+/// Offset of the checksum in the UDP header.
+const UDP_CHECKSUM: usize = 6;
+
+/// Something a packet can be changed through.
+pub trait Rewriter {
+    /// Gives the packet the addresses and ports of `flow`; `false` where it could not be changed.
+    /// Nothing is changed unless everything is there to be changed.
+    fn translate<F: Family>(&self, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> bool;
+
+    /// Takes one from TTL or hop limit, which must be more than one.
+    fn hop<F: Family>(&self, segment: &Segment<F::Addr>) -> bool;
+}
+
+/// Offset of the transport checksum in the packet.
+#[inline(always)]
+fn checksum_offset<A>(segment: &Segment<A>) -> usize {
+    if segment.key.protocol == IPPROTO_TCP {
+        segment.l4() + TCP_CHECKSUM
+    } else {
+        segment.l4() + UDP_CHECKSUM
+    }
+}
+
+/// What the change of addresses adds to a checksum.
+#[inline(always)]
+fn addresses<F: Family>(segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> Difference {
+    let mut difference = Difference::default();
+    difference.replace(
+        F::sum(&segment.key.src) + F::sum(&segment.key.dst),
+        F::sum(&flow.src) + F::sum(&flow.dst),
+    );
+    difference
+}
+
+/// A port as a word of the packet, in the byte order of this machine.
+#[inline(always)]
+fn port(port: u16) -> u64 {
+    u64::from(port.to_be())
+}
+
+/// The 16-bit word of the IP header that holds TTL or hop limit, with one less of it: the offset
+/// in the packet, the word, and what that adds to a checksum.
+#[inline(always)]
+fn one_hop_less<F: Family, P: Packet>(
+    packet: &P,
+    segment: &Segment<F::Addr>,
+) -> Option<(usize, [u8; 2], Difference)> {
+    let offset = segment.l3() + (F::TTL_OFFSET & !1);
+    let old: [u8; 2] = read(packet, offset)?;
+    let mut new = old;
+    new[F::TTL_OFFSET & 1] = segment.ttl.wrapping_sub(1);
+    let mut difference = Difference::default();
+    difference.replace(u16::from_ne_bytes(old).into(), u16::from_ne_bytes(new).into());
+    Some((offset, new, difference))
+}

@@ -1,0 +1,62 @@
+//! Rewriting an skb through helpers.
+//!
+//! What the device may have summed over the whole packet (`CHECKSUM_COMPLETE`) has to stay right.
+//! With IPv4 a change of addresses cancels out against the header checksum, and
+//! `BPF_F_PSEUDO_HDR` accounts for the transport checksum. With IPv6 it cancels out against the
+//! transport checksum, but `BPF_F_PSEUDO_HDR` accounts for that all the same, so the addresses
+//! have to be accounted for, too (a flag that says "IPv6" is new in 6.16).
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use lbxdp_common::{Flow, IPPROTO_UDP};
+
+use super::{Rewriter, addresses, checksum_offset, csum::Difference, one_hop_less, port};
+use crate::{family::Family, packet::skb::SkbPacket, parse::Segment};
+
+impl Rewriter for SkbPacket {
+    #[inline(always)]
+    fn translate<F: Family>(&self, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> bool {
+        let moved = addresses::<F>(segment, flow).word();
+        let mut ports = Difference::default();
+        ports.replace(
+            port(segment.key.src_port) + port(segment.key.dst_port),
+            port(flow.src_port) + port(flow.dst_port),
+        );
+        let offset = checksum_offset(segment);
+        let mangled = if segment.key.protocol == IPPROTO_UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
+        let pseudo = u64::from(mangled | BPF_F_PSEUDO_HDR);
+        if !self.l4_checksum(offset, moved, pseudo)
+            || !self.l4_checksum(offset, ports.word(), u64::from(mangled))
+        {
+            return false;
+        }
+        let [a, b] = flow.src_port.to_be_bytes();
+        let [c, d] = flow.dst_port.to_be_bytes();
+        if !self.store(segment.l4(), &[a, b, c, d]) {
+            return false;
+        }
+        let src = segment.l3() + F::SRC_OFFSET;
+        let dst = src + size_of::<F::Addr>();
+        match F::CHECKSUM_OFFSET {
+            Some(checksum) => {
+                self.l3_checksum(segment.l3() + checksum, moved)
+                    && self.store(src, &flow.src)
+                    && self.store(dst, &flow.dst)
+            }
+            None => self.store_accounted(src, &flow.src) && self.store_accounted(dst, &flow.dst),
+        }
+    }
+
+    #[inline(always)]
+    fn hop<F: Family>(&self, segment: &Segment<F::Addr>) -> bool {
+        let Some((offset, word, difference)) = one_hop_less::<F, _>(self, segment) else {
+            return false;
+        };
+        match F::CHECKSUM_OFFSET {
+            Some(checksum) => {
+                self.l3_checksum(segment.l3() + checksum, difference.word())
+                    && self.store(offset, &word)
+            }
+            None => self.store_accounted(offset, &word),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Where a translated packet goes next, by the kernel's own tables.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::{
+        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup,
+    },
+    helpers::generated,
+};
+use lbxdp_common::DropReason;
+
+use crate::{family::Family, work::Work};
+
+/// A way onwards, or why there is none.
+#[derive(Clone, Copy)]
+pub enum Route {
+    /// The next hop and its link-layer addresses are known.
+    Hop {
+        /// Interface index of the device to leave by.
+        ifindex: u32,
+        /// Link-layer destination.
+        dst: [u8; 6],
+        /// Link-layer source.
+        src: [u8; 6],
+    },
+    /// The device is known, the next hop's link-layer address is not.
+    Unresolved {
+        /// Interface index of the device to leave by.
+        ifindex: u32,
+    },
+    /// The destination is this host.
+    Here,
+    /// The packet is larger than the way; the largest that fits.
+    TooBig(u32),
+    /// Encapsulation by the routing table, which only the stack does.
+    Unsupported,
+    /// There is none.
+    None(DropReason),
+}
+
+/// Looks up the way of what [`Work::flow`] makes of a packet that came in by device `ifindex`.
+/// `len` is the length of the IP packet, or zero to leave the MTU to the stack. Linux 5.12 for the
+/// MTU in the answer.
+#[inline(always)]
+pub fn lookup<F: Family>(
+    ctx: *mut c_void,
+    ifindex: u32,
+    work: &mut Work<F::Addr>,
+    len: usize,
+) -> Route {
+    let Work { segment, flow, route: params, .. } = work;
+    // SAFETY: the structure is plain integers.
+    *params = unsafe { core::mem::zeroed() };
+    params.family = F::AF;
+    params.l4_protocol = segment.key.protocol;
+    params.sport = flow.src_port.to_be();
+    params.dport = flow.dst_port.to_be();
+    params.ifindex = ifindex;
+    params.__bindgen_anon_1.tot_len = len as u16;
+    F::route_between(params, &flow.src, &flow.dst);
+    // SAFETY: `ctx` is the kernel's context, `params` is as large as said.
+    let answer =
+        unsafe { generated::bpf_fib_lookup(ctx, params, size_of::<bpf_fib_lookup>() as i32, 0) };
+    match u32::try_from(answer) {
+        Ok(BPF_FIB_LKUP_RET_SUCCESS) => {
+            Route::Hop { ifindex: params.ifindex, dst: params.dmac, src: params.smac }
+        }
+        Ok(BPF_FIB_LKUP_RET_NO_NEIGH) => Route::Unresolved { ifindex: params.ifindex },
+        Ok(BPF_FIB_LKUP_RET_NOT_FWDED) => Route::Here,
+        Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => {
+            // SAFETY: the kernel wrote this field of the union with this answer.
+            Route::TooBig(u32::from(unsafe { params.__bindgen_anon_1.mtu_result }))
+        }
+        Ok(
+            BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT,
+        ) => Route::None(DropReason::NoRoute),
+        Ok(BPF_FIB_LKUP_RET_FWD_DISABLED) => Route::None(DropReason::ForwardingDisabled),
+        _ => Route::Unsupported,
+    }
+}

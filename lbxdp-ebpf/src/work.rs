@@ -1,0 +1,32 @@
+//! Room to work in: a program's stack has 512 bytes, and an IPv6 packet's flow needs more.
+
+use aya_ebpf::{bindings::bpf_fib_lookup, btf_maps::PerCpuArray};
+use lbxdp_common::{Flow, FlowKey};
+
+use crate::parse::Segment;
+
+/// What the decision about one packet needs. One per CPU and family: XDP and tc programs run with
+/// softirqs disabled, so a packet is finished before the next one of this CPU begins.
+#[repr(C)]
+pub struct Work<A> {
+    /// The packet.
+    pub segment: Segment<A>,
+    /// What it becomes.
+    pub flow: Flow<A>,
+    /// What its replies become.
+    pub reply: Flow<A>,
+    /// The key of its replies.
+    pub reply_key: FlowKey<A>,
+    /// The key of a flow that is in the way.
+    pub other_key: FlowKey<A>,
+    /// The question where it goes, and the answer.
+    pub route: bpf_fib_lookup,
+}
+
+/// This CPU's element of `map`.
+#[inline(always)]
+pub fn get<A>(map: &PerCpuArray<Work<A>, 1>) -> Option<&'static mut Work<A>> {
+    // SAFETY: nothing else uses this CPU's element while the program runs, a program asks once,
+    // and any bytes are a value.
+    map.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}

@@ -1,0 +1,229 @@
+//! Packets that end here, and what their senders are told.
+
+use std::process::Command;
+
+use lbxdp_common::{AddressFlags, TablePolicy};
+
+use crate::{
+    every,
+    frames::{Packet, icmp_error},
+    nets,
+    rig::{Fate, Rig, TCX_DROP, TCX_NEXT, TCX_REDIRECT, XDP_DROP, XDP_PASS, XDP_TX},
+};
+
+const PORT_UNREACHABLE: [(u8, u8, [u8; 4]); 2] = [(3, 3, [0; 4]), (1, 4, [0; 4])];
+const TIME_EXCEEDED: [(u8, u8, [u8; 4]); 2] = [(11, 0, [0; 4]), (3, 0, [0; 4])];
+
+fn error(about: &Packet, [v4, v6]: [(u8, u8, [u8; 4]); 2]) -> Vec<u8> {
+    icmp_error(about, v4, v6)
+}
+
+/// Payloads shorter and longer than what is quoted, of every residue of a word's length.
+const LENGTHS: [usize; 8] = [0, 1, 2, 3, 70, 121, 400, 1_000];
+
+#[test]
+fn a_service_without_endpoints_refuses() {
+    let mut rig = Rig::new();
+    for (net, protocol) in every() {
+        rig.verdict(net.vip, protocol, TablePolicy::Reject);
+        for length in LENGTHS {
+            let mut packet = Packet::new(protocol, net.client, net.vip);
+            packet.payload = vec![0xa5; length];
+            let bytes = error(&packet, PORT_UNREACHABLE);
+            assert_eq!(rig.xdp(&packet.bytes()), Fate { verdict: XDP_TX, bytes: bytes.clone() });
+            assert_eq!(rig.ingress(&packet.bytes()), Fate { verdict: TCX_REDIRECT, bytes });
+            rig.expect_moved(&[("no_endpoint", 2), ("icmp_sent", 2)]);
+        }
+    }
+}
+
+#[test]
+fn a_refusal_of_a_tagged_frame_is_tagged() {
+    let mut rig = Rig::new();
+    for (net, protocol) in every() {
+        rig.verdict(net.vip, protocol, TablePolicy::Reject);
+        let plain = Packet::new(protocol, net.client, net.vip);
+        let tagged = Packet { vlan: vec![200, 100], ..plain.clone() };
+        let mut expected = tagged.bytes()[..22].to_vec();
+        let answer = error(&plain, PORT_UNREACHABLE);
+        expected[..12].copy_from_slice(&answer[..12]);
+        expected.extend_from_slice(&answer[14..]);
+        assert_eq!(rig.xdp(&tagged.bytes()), Fate { verdict: XDP_TX, bytes: expected });
+    }
+}
+
+#[test]
+fn an_unknown_port_is_refused_on_a_cluster_ip_and_dropped_on_other_service_addresses() {
+    let mut rig = Rig::new();
+    for (net, protocol) in every() {
+        let packet = Packet::new(protocol, net.client, net.vip);
+        rig.address(net.vip.ip(), AddressFlags::SERVICE | AddressFlags::CLUSTER_IP);
+        let bytes = error(&packet, PORT_UNREACHABLE);
+        assert_eq!(rig.xdp(&packet.bytes()), Fate { verdict: XDP_TX, bytes });
+        rig.expect_moved(&[("unknown_port", 1), ("icmp_sent", 1)]);
+        rig.address(net.vip.ip(), AddressFlags::SERVICE);
+        assert_eq!(rig.xdp(&packet.bytes()).verdict, XDP_DROP);
+        assert_eq!(rig.ingress(&packet.bytes()).verdict, TCX_DROP);
+        rig.expect_moved(&[("unknown_port", 2)]);
+    }
+}
+
+#[test]
+fn a_packet_whose_hops_end_here_is_answered_unless_it_stays_here() {
+    let mut rig = Rig::new();
+    for (net, protocol) in every() {
+        let near = rig.remote(net.near, net.node.ip());
+        let pod = rig.local(net.pod);
+        rig.frontend(net.vip, protocol, &[near]);
+        rig.frontend(net.vip2, protocol, &[pod]);
+        for ttl in [0, 1] {
+            let packet = Packet { ttl, ..Packet::new(protocol, net.client, net.vip) };
+            let bytes = error(&packet, TIME_EXCEEDED);
+            rig.moved();
+            assert_eq!(rig.xdp(&packet.bytes()), Fate { verdict: XDP_TX, bytes: bytes.clone() });
+            assert_eq!(rig.ingress(&packet.bytes()), Fate { verdict: TCX_REDIRECT, bytes });
+            let flow = if ttl == 0 { [("flow_new", 1), ("flow_hit", 1)] } else { [("flow_hit", 2); 2] };
+            let mut expected = vec![("ttl_exceeded", 2), ("icmp_sent", 2)];
+            expected.extend(flow);
+            expected.dedup();
+            rig.expect_moved(&expected);
+            // The stack, which forwards to the pod, judges the rest.
+            let packet = packet.between(net.client, net.vip2);
+            let expected = packet.between(net.client, net.pod).bytes();
+            assert_eq!(rig.xdp(&packet.bytes()), Fate { verdict: XDP_PASS, bytes: expected });
+        }
+        rig.moved();
+    }
+}
+
+#[test]
+fn a_packet_larger_than_the_way_to_its_backend_is_answered_with_what_fits() {
+    let mut rig = Rig::new();
+    for device in ["n0", "n1"] {
+        let status = Command::new("ip").args(["link", "set", device, "mtu", "1400"]).status();
+        assert!(status.expect("iproute2").success());
+    }
+    let mtu = 1_400_u16.to_be_bytes();
+    let too_big = [(3, 4, [0, 0, mtu[0], mtu[1]]), (2, 0, [0, 0, mtu[0], mtu[1]])];
+    for (net, protocol) in every() {
+        let far = rig.remote(net.far, net.node1.ip());
+        rig.frontend(net.vip, protocol, &[far]);
+        let mut packet = Packet::new(protocol, net.client, net.vip);
+        let headers = packet.bytes().len() - 14 - packet.payload.len();
+        packet.payload = vec![1; 1_400 - headers];
+        rig.xdp(&packet.bytes());
+        rig.expect_moved(&[("flow_new", 1), ("redirected", 1)]);
+        packet.payload.push(1);
+        let bytes = error(&packet, too_big);
+        assert_eq!(rig.xdp(&packet.bytes()), Fate { verdict: XDP_TX, bytes: bytes.clone() });
+        assert_eq!(rig.ingress(&packet.bytes()), Fate { verdict: TCX_REDIRECT, bytes });
+        rig.expect_moved(&[("flow_hit", 2), ("too_big", 2), ("icmp_sent", 2)]);
+    }
+}
+
+#[test]
+fn errors_are_rationed() {
+    let mut rig = Rig::new();
+    let (net, protocol) = every()[0];
+    rig.verdict(net.vip, protocol, TablePolicy::Reject);
+    let frame = Packet::new(protocol, net.client, net.vip).bytes();
+    let mut answered = 0;
+    let mut silent = 0;
+    for _ in 0..20_000 {
+        match rig.xdp(&frame).verdict {
+            XDP_TX => answered += 1,
+            XDP_DROP => silent += 1,
+            other => panic!("verdict {other}"),
+        }
+    }
+    assert!(silent > 0, "{answered} answers and none withheld");
+    assert!(answered >= 1_000, "a burst of {answered} only");
+    let mut expected = vec![("no_endpoint", 20_000), ("icmp_sent", answered)];
+    expected.push(("icmp_suppressed", silent));
+    rig.expect_moved(&expected);
+}
+
+#[test]
+fn a_frame_cut_anywhere_is_dropped_for_a_service_and_passes_for_anybody_else() {
+    let mut rig = Rig::new();
+    for (net, protocol) in every() {
+        let near = rig.remote(net.near, net.node.ip());
+        rig.frontend(net.vip, protocol, &[near]);
+        let packet = Packet::new(protocol, net.client, net.vip);
+        let frame = packet.bytes();
+        let transport = packet.transport_offset();
+        let headers = transport + if protocol == 6 { 20 } else { 8 };
+        let addresses = if net.vip.is_ipv4() { 14 + 20 } else { 14 + 40 };
+        for cut in 14..headers {
+            let fate = rig.xdp(&frame[..cut]);
+            if cut < addresses {
+                assert_eq!(fate, Fate { verdict: XDP_PASS, bytes: frame[..cut].to_vec() });
+                rig.expect_moved(&[]);
+            } else {
+                assert_eq!(fate.verdict, XDP_DROP, "cut at {cut}");
+                rig.expect_moved(&[("malformed", 1)]);
+                // tc test runs take no frame that ends before the IP header does.
+                assert_eq!(rig.ingress(&frame[..cut]).verdict, TCX_DROP, "cut at {cut}");
+                rig.expect_moved(&[("malformed", 1)]);
+            }
+        }
+        let foreign = packet.between(net.client, net.nobody).bytes();
+        for cut in 14..headers {
+            let fate = rig.xdp(&foreign[..cut]);
+            assert_eq!(fate, Fate { verdict: XDP_PASS, bytes: foreign[..cut].to_vec() });
+        }
+        rig.expect_moved(&[]);
+    }
+}
+
+#[test]
+fn a_header_that_contradicts_itself_is_dropped_for_a_service_only() {
+    let mut rig = Rig::new();
+    let [net, _] = nets();
+    for protocol in [6, 17] {
+        let near = rig.remote(net.near, net.node.ip());
+        rig.frontend(net.vip, protocol, &[near]);
+        rig.address(net.node.ip(), AddressFlags::NODE);
+        for ihl in 0..5 {
+            let mut frame = Packet::new(protocol, net.client, net.vip).bytes();
+            frame[14] = 0x40 | ihl;
+            assert_eq!(rig.xdp(&frame).verdict, XDP_DROP, "IHL {ihl}");
+            rig.expect_moved(&[("malformed", 1)]);
+            let mut frame = Packet::new(protocol, net.client, net.node).bytes();
+            frame[14] = 0x40 | ihl;
+            assert_eq!(rig.xdp(&frame), Fate { verdict: XDP_PASS, bytes: frame.clone() });
+            rig.expect_moved(&[]);
+        }
+    }
+}
+
+#[test]
+fn fragments_for_a_service_are_counted_and_the_nodes_own_pass() {
+    let mut rig = Rig::new();
+    let [v4, v6] = nets();
+    for protocol in [6, 17] {
+        let near = rig.remote(v4.near, v4.node.ip());
+        rig.frontend(v4.vip, protocol, &[near]);
+        rig.address(v4.node.ip(), AddressFlags::NODE);
+        for (at, bits) in [(20, 0x20), (21, 0x01)] {
+            let mut frame = Packet::new(protocol, v4.client, v4.vip).bytes();
+            frame[at] |= bits;
+            assert_eq!(rig.xdp(&frame).verdict, XDP_DROP);
+            assert_eq!(rig.ingress(&frame).verdict, TCX_DROP);
+            rig.expect_moved(&[("fragment", 2)]);
+            let mut frame = Packet::new(protocol, v4.client, v4.node).bytes();
+            frame[at] |= bits;
+            assert_eq!(rig.xdp(&frame), Fate { verdict: XDP_PASS, bytes: frame.clone() });
+            assert_eq!(rig.ingress(&frame), Fate { verdict: TCX_NEXT, bytes: frame.clone() });
+        }
+        rig.frontend(v6.vip, protocol, &[]);
+        let plain = Packet::new(protocol, v6.client, v6.vip).bytes();
+        let mut frame = plain[..54].to_vec();
+        frame[20] = 44;
+        frame[18..20].copy_from_slice(&u16::try_from(plain.len() - 46).expect("short").to_be_bytes());
+        frame.extend_from_slice(&[protocol, 0, 0, 1, 0, 0, 0, 9]);
+        frame.extend_from_slice(&plain[54..]);
+        assert_eq!(rig.xdp(&frame).verdict, XDP_DROP);
+        rig.expect_moved(&[("fragment", 1)]);
+    }
+}

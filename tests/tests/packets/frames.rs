@@ -1,0 +1,211 @@
+//! Frames, built by etherparse: an implementation that shares nothing with the programs.
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{
+    EtherType, Ethernet2Header, IpHeaders, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header,
+    PacketBuilder, SingleVlanHeader, TcpHeader, UdpHeader, VlanId,
+};
+use lbxdp_common::{IPPROTO_TCP, IPPROTO_UDP};
+
+use crate::rig::{CLIENT, N0};
+
+/// One packet, as its sender means it.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    pub from_mac: [u8; 6],
+    pub to_mac: [u8; 6],
+    pub vlan: Vec<u16>,
+    pub src: SocketAddr,
+    pub dst: SocketAddr,
+    pub protocol: u8,
+    pub ttl: u8,
+    pub flags: &'static str,
+    /// IPv4 options or IPv6 extension headers in front of the transport header.
+    pub options: bool,
+    pub payload: Vec<u8>,
+}
+
+impl Packet {
+    /// A packet from the client to the node.
+    pub fn new(protocol: u8, src: SocketAddr, dst: SocketAddr) -> Self {
+        Self {
+            from_mac: CLIENT,
+            to_mac: N0,
+            vlan: Vec::new(),
+            src,
+            dst,
+            protocol,
+            ttl: 64,
+            flags: "S",
+            options: false,
+            payload: b"to be or not to be".to_vec(),
+        }
+    }
+
+    /// The same packet with other addresses.
+    pub fn between(&self, src: SocketAddr, dst: SocketAddr) -> Self {
+        Self { src, dst, ..self.clone() }
+    }
+
+    /// The same packet on its way from one host to another.
+    pub fn over(&self, from_mac: [u8; 6], to_mac: [u8; 6]) -> Self {
+        Self { from_mac, to_mac, ..self.clone() }
+    }
+
+    /// The same packet with one hop less to live.
+    pub fn hop(&self) -> Self {
+        Self { ttl: self.ttl - 1, ..self.clone() }
+    }
+
+    /// The same packet with other TCP flags (letters of tcpdump).
+    pub fn flags(&self, flags: &'static str) -> Self {
+        Self { flags, ..self.clone() }
+    }
+
+    /// Bytes with valid checksums.
+    pub fn bytes(&self) -> Vec<u8> {
+        let Self { from_mac, to_mac, vlan, src, dst, protocol, ttl, flags, options, payload } = self;
+        let mut transport = Vec::new();
+        match *protocol {
+            IPPROTO_TCP => {
+                let mut header = TcpHeader::new(src.port(), dst.port(), 7, 1_000);
+                header.syn = flags.contains('S');
+                header.ack = flags.contains('.');
+                header.fin = flags.contains('F');
+                header.rst = flags.contains('R');
+                header.checksum = match (src.ip(), dst.ip()) {
+                    (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                        header.calc_checksum_ipv4_raw(src.octets(), dst.octets(), payload)
+                    }
+                    (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                        header.calc_checksum_ipv6_raw(src.octets(), dst.octets(), payload)
+                    }
+                    _ => panic!("one family"),
+                }
+                .expect("short");
+                header.write(&mut transport).expect("memory");
+            }
+            IPPROTO_UDP => {
+                let header = match (src.ip(), dst.ip()) {
+                    (IpAddr::V4(from), IpAddr::V4(to)) => {
+                        let ip = Ipv4Header::new(0, *ttl, IpNumber::UDP, from.octets(), to.octets());
+                        let ip = ip.expect("short");
+                        UdpHeader::with_ipv4_checksum(src.port(), dst.port(), &ip, payload)
+                    }
+                    (IpAddr::V6(from), IpAddr::V6(to)) => {
+                        let ip = Ipv6Header {
+                            source: from.octets(),
+                            destination: to.octets(),
+                            ..Ipv6Header::default()
+                        };
+                        UdpHeader::with_ipv6_checksum(src.port(), dst.port(), &ip, payload)
+                    }
+                    _ => panic!("one family"),
+                };
+                header.expect("short").write(&mut transport).expect("memory");
+            }
+            other => panic!("protocol {other}"),
+        }
+        transport.extend_from_slice(payload);
+
+        let mut frame = Vec::new();
+        let ether_type = if src.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
+        let first = if vlan.is_empty() { ether_type } else { EtherType::VLAN_TAGGED_FRAME };
+        Ethernet2Header { source: *from_mac, destination: *to_mac, ether_type: first }
+            .write(&mut frame)
+            .expect("memory");
+        for (index, id) in vlan.iter().enumerate() {
+            let is_last = index + 1 == vlan.len();
+            SingleVlanHeader {
+                pcp: etherparse::VlanPcp::ZERO,
+                drop_eligible_indicator: false,
+                vlan_id: VlanId::try_new(*id).expect("twelve bits"),
+                ether_type: if is_last { ether_type } else { EtherType::VLAN_TAGGED_FRAME },
+            }
+            .write(&mut frame)
+            .expect("memory");
+        }
+        match (src.ip(), dst.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let length = u16::try_from(transport.len()).expect("short");
+                let number = IpNumber(*protocol);
+                let mut header = Ipv4Header::new(length, *ttl, number, from.octets(), to.octets())
+                    .expect("short");
+                if *options {
+                    header.options = Ipv4Options::from([1, 1, 1, 1, 1, 1, 1, 0]);
+                }
+                header.set_payload_len(transport.len()).expect("short");
+                header.header_checksum = header.calc_header_checksum();
+                header.write_raw(&mut frame).expect("memory");
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                // Hop-by-hop and destination options of pad bytes (RFC 8200, 4.2).
+                let extensions: &[u8] = if *options {
+                    &[60, 0, 1, 4, 0, 0, 0, 0, *protocol, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+                } else {
+                    &[]
+                };
+                let length = u16::try_from(extensions.len() + transport.len()).expect("short");
+                Ipv6Header {
+                    payload_length: length,
+                    next_header: IpNumber(if *options { 0 } else { *protocol }),
+                    hop_limit: *ttl,
+                    source: from.octets(),
+                    destination: to.octets(),
+                    ..Ipv6Header::default()
+                }
+                .write(&mut frame)
+                .expect("memory");
+                frame.extend_from_slice(extensions);
+            }
+            _ => panic!("one family"),
+        }
+        frame.extend_from_slice(&transport);
+        frame
+    }
+
+    /// Offset of the transport header.
+    pub fn transport_offset(&self) -> usize {
+        let ip = match (self.src.is_ipv4(), self.options) {
+            (true, false) => 20,
+            (true, true) => 28,
+            (false, false) => 40,
+            (false, true) => 64,
+        };
+        14 + 4 * self.vlan.len() + ip
+    }
+}
+
+/// The ICMP error that the node sends about `about`: headers of another library's making, the
+/// head of the offending packet quoted as its sender sent it.
+pub fn icmp_error(about: &Packet, v4: (u8, u8, [u8; 4]), v6: (u8, u8, [u8; 4])) -> Vec<u8> {
+    let frame = about.bytes();
+    let quoted = &frame[14 + 4 * about.vlan.len()..];
+    let quoted = &quoted[..quoted.len().min(128) & !3];
+    let mut message = Vec::new();
+    let builder = PacketBuilder::ethernet2(about.to_mac, about.from_mac);
+    match (about.dst.ip(), about.src.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let (kind, code, rest) = v4;
+            let mut header =
+                Ipv4Header::new(0, 64, IpNumber::ICMP, from.octets(), to.octets()).expect("short");
+            header.dont_fragment = false;
+            builder
+                .ip(IpHeaders::Ipv4(header, etherparse::Ipv4Extensions::default()))
+                .icmpv4_raw(kind, code, rest)
+                .write(&mut message, quoted)
+                .expect("memory");
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let (kind, code, rest) = v6;
+            builder
+                .ipv6(from.octets(), to.octets(), 64)
+                .icmpv6_raw(kind, code, rest)
+                .write(&mut message, quoted)
+                .expect("memory");
+        }
+        _ => panic!("one family"),
+    }
+    message
+}

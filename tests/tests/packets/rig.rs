@@ -1,0 +1,433 @@
+//! The programs, loaded into the kernel with maps of their own, in a network namespace of their
+//! own: bytes in, verdict and bytes out, and every counter that moved.
+//!
+//! The namespace is a node with two devices. Behind `n0` is the client and one remote network,
+//! behind `n1` another remote network; all neighbours are permanent. Pods are local.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    process::Command,
+};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+    programs::{SchedClassifier, TestRunOptions, Xdp, XdpMode},
+};
+use lbxdp_common::{
+    AddressFlags, Backend, Counter, Descriptor, Device, DropReason, Flow, FlowKey, FrontendKey,
+    FrontendStats, TABLE_BLOCK, TableBlock, TablePolicy, TableRef,
+};
+use nix::sched::{CloneFlags, unshare};
+
+/// XDP's verdicts (`enum xdp_action`).
+pub const XDP_DROP: u32 = 1;
+pub const XDP_PASS: u32 = 2;
+pub const XDP_TX: u32 = 3;
+pub const XDP_REDIRECT: u32 = 4;
+/// tc's verdicts (`enum tcx_action_base`).
+pub const TCX_NEXT: u32 = u32::MAX;
+pub const TCX_DROP: u32 = 2;
+pub const TCX_REDIRECT: u32 = 7;
+
+/// Hardware addresses of the node's devices and of everybody behind them.
+pub const N0: [u8; 6] = [2, 0, 0, 0, 0, 0x10];
+pub const N1: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
+pub const CLIENT: [u8; 6] = [2, 0, 0, 0, 0, 0xc1];
+pub const PEER0: [u8; 6] = [2, 0, 0, 0, 0, 0xb0];
+pub const PEER1: [u8; 6] = [2, 0, 0, 0, 0, 0xb1];
+
+/// One packet's fate.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fate {
+    /// The program's verdict.
+    pub verdict: u32,
+    /// The packet as the program left it.
+    pub bytes: Vec<u8>,
+}
+
+/// What moved since the last look: each reason and counter, and by how much.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Moved(pub Vec<(&'static str, u64)>);
+
+/// A node.
+pub struct Rig {
+    ebpf: Ebpf,
+    pub n0: u32,
+    pub n1: u32,
+    next_frontend: u32,
+    next_backend: u32,
+    next_block: u32,
+    seen: Vec<u64>,
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output().expect("iproute2");
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn mac(octets: [u8; 6]) -> String {
+    octets.map(|octet| format!("{octet:02x}")).join(":")
+}
+
+fn ifindex(name: &str) -> u32 {
+    nix::net::if_::if_nametoindex(name).expect("made above")
+}
+
+impl Rig {
+    /// A node with the usual SNAT ports.
+    pub fn new() -> Self {
+        Self::with_snat_ports(61_000, 65_535)
+    }
+
+    /// A node with these SNAT ports.
+    pub fn with_snat_ports(low: u16, high: u16) -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).expect("the packet tests need CAP_SYS_ADMIN");
+        let sysctl = |path: &str, value: &str| {
+            std::fs::write(format!("/proc/sys/net/{path}"), value)
+                .unwrap_or_else(|error| panic!("sysctl {path}: {error}"));
+        };
+        sysctl("ipv6/conf/default/accept_dad", "0");
+        ip("link set lo up");
+        for (near, far, near_mac) in [("n0", "c0", N0), ("n1", "b1", N1)] {
+            ip(&format!("link add {near} address {} type veth peer name {far}", mac(near_mac)));
+            ip(&format!("link set {near} up"));
+            ip(&format!("link set {far} up"));
+        }
+        sysctl("ipv4/ip_forward", "1");
+        sysctl("ipv6/conf/all/forwarding", "1");
+        for (address, device) in [
+            ("192.0.2.1/24", "n0"),
+            ("2001:db8:1::1/64", "n0"),
+            ("198.51.100.1/24", "n1"),
+            ("2001:db8:2::1/64", "n1"),
+        ] {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            ip(&format!("address add {address} dev {device}{nodad}"));
+        }
+        for (neighbour, lladdr, device) in [
+            ("192.0.2.7", CLIENT, "n0"),
+            ("2001:db8:1::7", CLIENT, "n0"),
+            ("192.0.2.8", PEER0, "n0"),
+            ("2001:db8:1::8", PEER0, "n0"),
+            ("198.51.100.8", PEER1, "n1"),
+            ("2001:db8:2::8", PEER1, "n1"),
+        ] {
+            ip(&format!("neighbour add {neighbour} lladdr {} dev {device} nud permanent", mac(lladdr)));
+        }
+
+        let object = lbxdp_agent::object::bytes().expect("cargo xtask build-ebpf");
+        let mut ebpf = EbpfLoader::new()
+            .override_global("SNAT_PORT_LO", &low, true)
+            .override_global("SNAT_PORT_HI", &high, true)
+            .override_global("AYA_LOG_LEVEL", &0_u8, false)
+            .load(&object)
+            .expect("the object loads");
+        let xdp: &mut Xdp = program(&mut ebpf, "lbxdp_xdp_frags");
+        xdp.load().expect("the verifier accepts XDP");
+        // A test run on a device wants its receive queue registered, which attaching does.
+        xdp.attach("n0", XdpMode::Driver).expect("veth has native XDP");
+        for name in ["lbxdp_ingress", "lbxdp_egress"] {
+            program::<SchedClassifier>(&mut ebpf, name).load().expect("the verifier accepts tc");
+        }
+        let (n0, n1) = (ifindex("n0"), ifindex("n1"));
+        let mut rig = Self {
+            ebpf,
+            n0,
+            n1,
+            next_frontend: 1,
+            next_backend: 1,
+            next_block: 1,
+            seen: Vec::new(),
+        };
+        let flags = Device::XMIT | Device::TX;
+        rig.device(n0, Device { mac: N0, flags, ..Device::default() });
+        rig.device(n1, Device { mac: N1, flags, ..Device::default() });
+        rig.seen = rig.counts();
+        rig
+    }
+
+    fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+        let map = self.ebpf.map_mut(name).unwrap_or_else(|| panic!("no map {name}"));
+        HashMap::try_from(map).expect("key and value of the program's own types")
+    }
+
+    fn array<V: Pod>(&mut self, name: &str) -> Array<&mut MapData, V> {
+        let map = self.ebpf.map_mut(name).unwrap_or_else(|| panic!("no map {name}"));
+        Array::try_from(map).expect("value of the program's own type")
+    }
+
+    /// Says what a device is.
+    pub fn device(&mut self, ifindex: u32, device: Device) {
+        self.hash("devices").insert(ifindex, device, 0).expect("room");
+    }
+
+    /// Says what an address is.
+    pub fn address(&mut self, addr: IpAddr, flags: u32) {
+        let flags = AddressFlags { flags };
+        match addr {
+            IpAddr::V4(addr) => {
+                self.hash("addresses_v4").insert(addr.octets(), flags, 0).expect("room");
+            }
+            IpAddr::V6(addr) => {
+                self.hash("addresses_v6").insert(addr.octets(), flags, 0).expect("room");
+            }
+        }
+    }
+
+    /// A backend on this node.
+    pub fn local(&mut self, addr: SocketAddr) -> u32 {
+        self.address(addr.ip(), AddressFlags::BACKEND);
+        self.backend(addr, None)
+    }
+
+    /// A backend elsewhere, reached from `source`.
+    pub fn remote(&mut self, addr: SocketAddr, source: IpAddr) -> u32 {
+        self.address(source, AddressFlags::NODE);
+        self.backend(addr, Some(source))
+    }
+
+    fn backend(&mut self, addr: SocketAddr, source: Option<IpAddr>) -> u32 {
+        let id = self.next_backend;
+        self.next_backend += 1;
+        let port = addr.port();
+        match addr.ip() {
+            IpAddr::V4(addr) => {
+                let snat = match source {
+                    Some(IpAddr::V4(source)) => source,
+                    _ => Ipv4Addr::UNSPECIFIED,
+                };
+                let flags = if source.is_none() { Backend::<[u8; 4]>::LOCAL } else { 0 };
+                let entry = Backend {
+                    addr: addr.octets(),
+                    snat_addr: snat.octets(),
+                    port,
+                    flags,
+                    _pad: 0,
+                };
+                self.array("backends_v4").set(id, entry, 0).expect("room");
+            }
+            IpAddr::V6(addr) => {
+                let snat = match source {
+                    Some(IpAddr::V6(source)) => source,
+                    _ => Ipv6Addr::UNSPECIFIED,
+                };
+                let flags = if source.is_none() { Backend::<[u8; 16]>::LOCAL } else { 0 };
+                let entry = Backend {
+                    addr: addr.octets(),
+                    snat_addr: snat.octets(),
+                    port,
+                    flags,
+                    _pad: 0,
+                };
+                self.array("backends_v6").set(id, entry, 0).expect("room");
+            }
+        }
+        id
+    }
+
+    /// A frontend on a service address that chooses among `backends` (sixteen slots, in turn).
+    pub fn frontend(&mut self, addr: SocketAddr, protocol: u8, backends: &[u32]) -> u32 {
+        let block = self.next_block;
+        self.next_block += 1;
+        let mut slots = [TableBlock::EMPTY; TABLE_BLOCK];
+        for (slot, backend) in slots.iter_mut().zip(backends.iter().cycle()) {
+            *slot = *backend;
+        }
+        self.array("tables").set(block, TableBlock { slots }, 0).expect("room");
+        self.listen(addr, protocol, TableRef::serve(block, 4))
+    }
+
+    /// A frontend that has only a verdict.
+    pub fn verdict(&mut self, addr: SocketAddr, protocol: u8, policy: TablePolicy) -> u32 {
+        self.listen(addr, protocol, TableRef::verdict(policy))
+    }
+
+    fn listen(&mut self, addr: SocketAddr, protocol: u8, table: TableRef) -> u32 {
+        let id = self.next_frontend;
+        self.next_frontend += 1;
+        self.describe(addr.ip(), id, table);
+        let port = addr.port();
+        match addr.ip() {
+            IpAddr::V4(addr) => {
+                let key = FrontendKey::new(addr.octets(), port, protocol);
+                self.hash("frontends_v4").insert(key, id, 0).expect("room");
+            }
+            IpAddr::V6(addr) => {
+                let key = FrontendKey::new(addr.octets(), port, protocol);
+                self.hash("frontends_v6").insert(key, id, 0).expect("room");
+            }
+        }
+        self.address(addr.ip(), AddressFlags::SERVICE);
+        id
+    }
+
+    /// Publishes what a frontend chooses from.
+    pub fn describe(&mut self, family: IpAddr, id: u32, table: TableRef) {
+        let map = if family.is_ipv4() { "descriptors_v4" } else { "descriptors_v6" };
+        let descriptor = Descriptor { external: table.0, internal: table.0 };
+        self.array(map).set(id, descriptor, 0).expect("room");
+    }
+
+    /// Every IPv4 flow entry.
+    pub fn flows_v4(&mut self) -> Vec<(FlowKey<[u8; 4]>, Flow<[u8; 4]>)> {
+        let map = self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4");
+        map.iter().map(|entry| entry.expect("readable")).collect()
+    }
+
+    /// Every IPv6 flow entry.
+    pub fn flows_v6(&mut self) -> Vec<(FlowKey<[u8; 16]>, Flow<[u8; 16]>)> {
+        let map = self.hash::<FlowKey<[u8; 16]>, Flow<[u8; 16]>>("flows_v6");
+        map.iter().map(|entry| entry.expect("readable")).collect()
+    }
+
+    /// Replaces an IPv4 flow entry.
+    pub fn set_flow_v4(&mut self, key: FlowKey<[u8; 4]>, flow: Flow<[u8; 4]>) {
+        self.hash("flows_v4").insert(key, flow, 0).expect("room");
+    }
+
+    /// Evicts flow entries for which `which` holds, given whether the entry is a reply's.
+    pub fn evict(&mut self, which: impl Fn(bool) -> bool) {
+        for (key, flow) in self.flows_v4() {
+            if which(flow.has(Flow::<[u8; 4]>::REPLY)) {
+                self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4").remove(&key).expect("there");
+            }
+        }
+        for (key, flow) in self.flows_v6() {
+            if which(flow.has(Flow::<[u8; 16]>::REPLY)) {
+                self.hash::<FlowKey<[u8; 16]>, Flow<[u8; 16]>>("flows_v6").remove(&key).expect("there");
+            }
+        }
+    }
+
+    /// Makes every flow's last packet `seconds` older.
+    pub fn age(&mut self, seconds: u64) {
+        for (key, mut flow) in self.flows_v4() {
+            flow.last_seen = flow.last_seen.saturating_sub(seconds * 1_000_000_000);
+            self.hash("flows_v4").insert(key, flow, 0).expect("there");
+        }
+        for (key, mut flow) in self.flows_v6() {
+            flow.last_seen = flow.last_seen.saturating_sub(seconds * 1_000_000_000);
+            self.hash("flows_v6").insert(key, flow, 0).expect("there");
+        }
+    }
+
+    /// A frontend's statistics, summed over CPUs.
+    pub fn stats(&mut self, family: IpAddr, id: u32) -> FrontendStats {
+        let name = if family.is_ipv4() { "stats_v4" } else { "stats_v6" };
+        let map = self.ebpf.map(name).expect("there");
+        let map: PerCpuArray<_, FrontendStats> = PerCpuArray::try_from(map).expect("its type");
+        let mut sum = FrontendStats::default();
+        for one in map.get(&id, 0).expect("in range").iter() {
+            let FrontendStats { packets, bytes, reply_packets, reply_bytes } = one;
+            sum.packets += packets;
+            sum.bytes += bytes;
+            sum.reply_packets += reply_packets;
+            sum.reply_bytes += reply_bytes;
+        }
+        sum
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        let read = |name: &str, index: u32| -> u64 {
+            let map = self.ebpf.map(name).expect("there");
+            let map: PerCpuArray<_, u64> = PerCpuArray::try_from(map).expect("its type");
+            map.get(&index, 0).expect("in range").iter().sum()
+        };
+        let drops = DropReason::ALL.iter().map(|reason| read("drops", *reason as u32));
+        let counters = Counter::ALL.iter().map(|counter| read("counters", *counter as u32));
+        drops.chain(counters).collect()
+    }
+
+    /// Everything that moved since the last call.
+    pub fn moved(&mut self) -> Moved {
+        let now = self.counts();
+        let names = DropReason::ALL.iter().map(|reason| reason.as_str());
+        let names = names.chain(Counter::ALL.iter().map(|counter| counter.as_str()));
+        let deltas = now.iter().zip(&self.seen).map(|(now, before)| now - before);
+        let moved = names.zip(deltas).filter(|(_, delta)| *delta > 0).collect();
+        self.seen = now;
+        Moved(moved)
+    }
+
+    /// Panics unless exactly these moved since the last look.
+    #[track_caller]
+    pub fn expect_moved(&mut self, expected: &[(&'static str, u64)]) {
+        let mut expected = expected.to_vec();
+        let Moved(mut moved) = self.moved();
+        expected.sort_unstable();
+        moved.sort_unstable();
+        assert_eq!(moved, expected, "counters");
+    }
+
+    /// Runs XDP on a frame that came in by `n0`.
+    pub fn xdp(&mut self, frame: &[u8]) -> Fate {
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        let length = u32::try_from(frame.len()).expect("short");
+        let context = [0, length, 0, self.n0, 0, 0];
+        let context: Vec<u8> = context.into_iter().flat_map(u32::to_ne_bytes).collect();
+        run::<Xdp>(&mut self.ebpf, "lbxdp_xdp_frags", frame, &context)
+    }
+
+    /// Runs tc ingress on a frame that came in by `n0`.
+    pub fn ingress(&mut self, frame: &[u8]) -> Fate {
+        self.tc("lbxdp_ingress", frame, 0)
+    }
+
+    /// Runs tc ingress on packets that were merged into one.
+    pub fn ingress_merged(&mut self, frame: &[u8], gso_size: u32) -> Fate {
+        self.tc("lbxdp_ingress", frame, gso_size)
+    }
+
+    /// Runs tc egress on a frame that leaves by `n0`.
+    pub fn egress(&mut self, frame: &[u8]) -> Fate {
+        self.tc("lbxdp_egress", frame, 0)
+    }
+
+    fn tc(&mut self, name: &str, frame: &[u8], gso_size: u32) -> Fate {
+        // struct __sk_buff: ifindex is its 11th word, gso_segs the 42nd, gso_size the 45th.
+        const WORDS: usize = 48;
+        const IFINDEX: usize = 10;
+        const GSO_SEGS: usize = 41;
+        const GSO_SIZE: usize = 44;
+        let mut context = [0_u32; WORDS];
+        context[IFINDEX] = self.n0;
+        context[GSO_SIZE] = gso_size;
+        context[GSO_SEGS] = if gso_size == 0 { 0 } else { 2 };
+        let context: Vec<u8> = context.into_iter().flat_map(u32::to_ne_bytes).collect();
+        run::<SchedClassifier>(&mut self.ebpf, name, frame, &context)
+    }
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut P
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let program = ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}"));
+    program.try_into().expect("its type")
+}
+
+fn run<P>(ebpf: &mut Ebpf, name: &str, frame: &[u8], context: &[u8]) -> Fate
+where
+    P: for<'o> aya::programs::TestRun<
+            Opts<'o> = TestRunOptions<'o>,
+            Result = aya::programs::TestRunResult,
+        > + 'static,
+    for<'a> &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let mut bytes = vec![0; frame.len() + 256];
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut bytes),
+        ctx_in: Some(context),
+        ..TestRunOptions::default()
+    };
+    let result = program::<P>(ebpf, name).test_run(options).expect("a test run");
+    let length = result.data_size_out as usize;
+    bytes.truncate(length);
+    Fate { verdict: result.return_value, bytes }
+}
