@@ -7,11 +7,17 @@
 pub mod apply;
 pub mod attach;
 pub mod device;
+pub mod dump;
 pub mod index;
+pub mod maglev;
 pub mod model;
 pub mod netlink;
 pub mod object;
 pub mod pins;
+pub mod plan;
 pub mod problem;
+pub mod quarantine;
+pub mod reconcile;
+pub mod slab;
 pub mod source;
 pub mod sys;

@@ -48,8 +48,8 @@ pub enum FlowState {
 impl FlowState {
     /// Nanoseconds without a packet after which a flow in this state is over.
     #[inline(always)]
-    pub const fn timeout_ns(state: u8) -> u64 {
-        const SECOND: u64 = 1_000_000_000;
+    pub const fn timeout_ns(state: u8) -> i64 {
+        const SECOND: i64 = 1_000_000_000;
         if state == Self::Established as u8 {
             8_000 * SECOND
         } else if state == Self::Closing as u8 {
@@ -120,10 +120,17 @@ impl<A> Flow<A> {
         self.flags & flags != 0
     }
 
-    /// Whether the flow was over at `now` (the clock of `last_seen`).
+    /// Nanoseconds since the last packet at `now` (the clock of `last_seen`); negative where
+    /// another CPU has seen one since `now` was read.
+    #[inline(always)]
+    pub const fn idle_ns(&self, now: u64) -> i64 {
+        now.wrapping_sub(self.last_seen).cast_signed()
+    }
+
+    /// Whether the flow was over at `now`.
     #[inline(always)]
     pub const fn expired(&self, now: u64) -> bool {
-        now.saturating_sub(self.last_seen) > FlowState::timeout_ns(self.state)
+        self.idle_ns(now) > FlowState::timeout_ns(self.state)
     }
 }
 

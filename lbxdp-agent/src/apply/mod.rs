@@ -3,6 +3,9 @@
 //! Three implementations: `pinned` (the kernel's maps), `fake` (memory) and `faulty` (memory that
 //! fails on purpose, to prove that reconciliation converges).
 
+mod carry_out;
+pub mod fake;
+pub mod faulty;
 pub mod pinned;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,6 @@
 //! The choice of a backend.
 
-use lbxdp_common::{Backend, FlowKey, TABLE_BLOCK, TablePolicy, TableRef, flow_hash};
+use lbxdp_common::{Backend, FlowKey, Octets as _, TABLE_BLOCK, TablePolicy, TableRef, flow_hash};
 
 use crate::{family::Family, lookup::maps};
 
@@ -49,7 +49,8 @@ pub fn choose<F: Family>(
     let block = maps::tables.get(block).ok_or(NoChoice::Missing)?;
     let id = block.slots[slot as usize % TABLE_BLOCK];
     let backend = F::backend_map().get(id).ok_or(NoChoice::Missing)?;
-    if backend.port == 0 {
+    let has_source = backend.is_local() || backend.snat_addr != F::Addr::UNSPECIFIED;
+    if backend.port == 0 || !has_source {
         return Err(NoChoice::Missing);
     }
     Ok(Choice { id, backend })

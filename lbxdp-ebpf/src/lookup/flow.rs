@@ -19,7 +19,7 @@ use crate::{
 
 /// Nanoseconds for which `last_seen` is left alone, so that a busy flow does not dirty two cache
 /// lines with each packet.
-const REFRESH: u64 = 1_000_000_000;
+const REFRESH: i64 = 1_000_000_000;
 
 /// Ports tried for a flow whose source port cannot stay as it is.
 const PORT_TRIES: u32 = 32;
@@ -70,7 +70,7 @@ pub fn follow<F: Family>(work: &mut Work<F::Addr>, hook: Hook, now: u64) -> bool
     }
 
     let (state, flags) = advance(flow, key.protocol, segment.tcp_flags);
-    let is_due = now.saturating_sub(flow.last_seen) >= REFRESH;
+    let is_due = flow.idle_ns(now) >= REFRESH;
     if is_due || state != flow.state || flags != flow.flags {
         flow.state = state;
         flow.flags = flags;

@@ -82,7 +82,8 @@ fn a_packet_whose_hops_end_here_is_answered_unless_it_stays_here() {
             rig.moved();
             assert_eq!(rig.xdp(&packet.bytes()), Fate { verdict: XDP_TX, bytes: bytes.clone() });
             assert_eq!(rig.ingress(&packet.bytes()), Fate { verdict: TCX_REDIRECT, bytes });
-            let flow = if ttl == 0 { [("flow_new", 1), ("flow_hit", 1)] } else { [("flow_hit", 2); 2] };
+            let flow =
+                if ttl == 0 { [("flow_new", 1), ("flow_hit", 1)] } else { [("flow_hit", 2); 2] };
             let mut expected = vec![("ttl_exceeded", 2), ("icmp_sent", 2)];
             expected.extend(flow);
             expected.dedup();
@@ -220,7 +221,8 @@ fn fragments_for_a_service_are_counted_and_the_nodes_own_pass() {
         let plain = Packet::new(protocol, v6.client, v6.vip).bytes();
         let mut frame = plain[..54].to_vec();
         frame[20] = 44;
-        frame[18..20].copy_from_slice(&u16::try_from(plain.len() - 46).expect("short").to_be_bytes());
+        frame[18..20]
+            .copy_from_slice(&u16::try_from(plain.len() - 46).expect("short").to_be_bytes());
         frame.extend_from_slice(&[protocol, 0, 0, 1, 0, 0, 0, 9]);
         frame.extend_from_slice(&plain[54..]);
         assert_eq!(rig.xdp(&frame).verdict, XDP_DROP);

@@ -9,9 +9,7 @@ use crate::{
     forwarding::source_port,
     frames::Packet,
     nets,
-    rig::{
-        CLIENT, Fate, N0, PEER0, Rig, TCX_NEXT, TCX_REDIRECT, XDP_DROP, XDP_PASS, XDP_TX,
-    },
+    rig::{CLIENT, Fate, N0, PEER0, Rig, TCX_NEXT, TCX_REDIRECT, XDP_DROP, XDP_PASS, XDP_TX},
 };
 
 fn fate(verdict: u32, packet: &Packet) -> Fate {
@@ -92,8 +90,7 @@ fn a_reset_of_either_side_closes_the_flow() {
         for from_backend in [false, true] {
             let remote = Remote::new(&mut rig, net, IPPROTO_TCP);
             let port = source_port(&remote.request, &rig.xdp(&remote.request.bytes()));
-            let reset =
-                if from_backend { remote.reply_to(port) } else { remote.request.clone() };
+            let reset = if from_backend { remote.reply_to(port) } else { remote.request.clone() };
             rig.xdp(&reset.flags("R").bytes());
             assert_eq!(state(&mut rig).0, FlowState::Closing as u8);
             rig.evict(|_| true);
@@ -308,10 +305,7 @@ fn two_frontends_of_one_pod_used_from_one_client_port_stay_apart() {
         rig.frontend(net.vip2, protocol, &[pod]);
         let first = Packet::new(protocol, net.client, net.vip);
         let second = Packet::new(protocol, net.client, net.vip2);
-        assert_eq!(
-            rig.xdp(&first.bytes()),
-            fate(XDP_PASS, &first.between(net.client, net.pod))
-        );
+        assert_eq!(rig.xdp(&first.bytes()), fate(XDP_PASS, &first.between(net.client, net.pod)));
         rig.expect_moved(&[("flow_new", 1), ("passed_local", 1)]);
         let out = rig.xdp(&second.bytes());
         let port = source_port(&second, &out);
@@ -321,10 +315,7 @@ fn two_frontends_of_one_pod_used_from_one_client_port_stay_apart() {
         rig.expect_moved(&[("flow_new", 1), ("passed_local", 1), ("port_changed", 1)]);
 
         let reply = first.between(net.pod, net.client).over(N0, CLIENT).flags("S.");
-        assert_eq!(
-            rig.egress(&reply.bytes()),
-            fate(TCX_NEXT, &reply.between(net.vip, net.client))
-        );
+        assert_eq!(rig.egress(&reply.bytes()), fate(TCX_NEXT, &reply.between(net.vip, net.client)));
         let reply = reply.between(net.pod, client);
         assert_eq!(
             rig.egress(&reply.bytes()),

@@ -1,8 +1,6 @@
 //! Where packets go: every path, both families, both protocols.
 
-use lbxdp_common::{
-    AddressFlags, Backend, Device, FrontendStats, IPPROTO_TCP, IPPROTO_UDP, TablePolicy,
-};
+use lbxdp_common::{AddressFlags, Device, FrontendStats, IPPROTO_TCP, IPPROTO_UDP, TablePolicy};
 
 use crate::{
     Net, every,
@@ -93,11 +91,8 @@ fn tc_ingress_serves_a_local_backend_where_xdp_is_absent() {
 
 /// A request to a remote backend, its reply, and the next request; the source port it was given.
 fn there_and_back(rig: &mut Rig, net: &Net, protocol: u8, far: bool) -> u16 {
-    let (backend, node, peer, device) = if far {
-        (net.far, net.node1, PEER1, N1)
-    } else {
-        (net.near, net.node, PEER0, N0)
-    };
+    let (backend, node, peer, device) =
+        if far { (net.far, net.node1, PEER1, N1) } else { (net.near, net.node, PEER0, N0) };
     let verdict = if far { XDP_REDIRECT } else { XDP_TX };
     let way = if far { "redirected" } else { "transmitted" };
     let id = rig.remote(backend, node.ip());
@@ -396,10 +391,7 @@ fn a_host_network_backend_is_served_under_the_nodes_own_address() {
         assert_eq!(rig.xdp(&packet.bytes()), fate(XDP_PASS, &expected));
         assert_eq!(rig.ingress(&expected.bytes()), fate(TCX_NEXT, &expected), "once only");
         let reply = packet.between(own, net.client).over(N0, CLIENT);
-        assert_eq!(
-            rig.egress(&reply.bytes()),
-            fate(TCX_NEXT, &reply.between(net.vip, net.client))
-        );
+        assert_eq!(rig.egress(&reply.bytes()), fate(TCX_NEXT, &reply.between(net.vip, net.client)));
         rig.expect_moved(&[
             ("flow_new", 1),
             ("passed_local", 1),
@@ -430,6 +422,5 @@ fn a_remote_backend_without_a_source_is_not_reached_from_nowhere() {
         let packet = Packet::new(protocol, net.client, net.vip);
         assert_eq!(rig.xdp(&packet.bytes()).verdict, XDP_DROP);
         rig.expect_moved(&[("backend_missing", 1)]);
-        assert_eq!(Backend::<[u8; 4]>::LOCAL, 1);
     }
 }

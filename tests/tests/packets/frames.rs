@@ -65,7 +65,8 @@ impl Packet {
 
     /// Bytes with valid checksums.
     pub fn bytes(&self) -> Vec<u8> {
-        let Self { from_mac, to_mac, vlan, src, dst, protocol, ttl, flags, options, payload } = self;
+        let Self { from_mac, to_mac, vlan, src, dst, protocol, ttl, flags, options, payload } =
+            self;
         let mut transport = Vec::new();
         match *protocol {
             IPPROTO_TCP => {
@@ -89,7 +90,8 @@ impl Packet {
             IPPROTO_UDP => {
                 let header = match (src.ip(), dst.ip()) {
                     (IpAddr::V4(from), IpAddr::V4(to)) => {
-                        let ip = Ipv4Header::new(0, *ttl, IpNumber::UDP, from.octets(), to.octets());
+                        let ip =
+                            Ipv4Header::new(0, *ttl, IpNumber::UDP, from.octets(), to.octets());
                         let ip = ip.expect("short");
                         UdpHeader::with_ipv4_checksum(src.port(), dst.port(), &ip, payload)
                     }
@@ -142,7 +144,10 @@ impl Packet {
             (IpAddr::V6(from), IpAddr::V6(to)) => {
                 // Hop-by-hop and destination options of pad bytes (RFC 8200, 4.2).
                 let extensions: &[u8] = if *options {
-                    &[60, 0, 1, 4, 0, 0, 0, 0, *protocol, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+                    &[
+                        60, 0, 1, 4, 0, 0, 0, 0, *protocol, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                        0, 0,
+                    ]
                 } else {
                     &[]
                 };

@@ -15,7 +15,9 @@ use lbxdp_common::{IPPROTO_TCP, IPPROTO_UDP};
 /// The addresses of one family in the rig's namespace.
 #[derive(Clone, Copy, Debug)]
 pub struct Net {
+    /// A client's.
     pub client: SocketAddr,
+    /// A frontend.
     pub vip: SocketAddr,
     /// A second frontend.
     pub vip2: SocketAddr,
@@ -27,8 +29,9 @@ pub struct Net {
     pub far: SocketAddr,
     /// Behind the client's device, its hardware address unknown.
     pub unresolved: SocketAddr,
-    /// The node's own addresses on both devices.
+    /// The node's own, on the client's device.
     pub node: SocketAddr,
+    /// The node's own, on the other device.
     pub node1: SocketAddr,
     /// Nobody's.
     pub nobody: SocketAddr,

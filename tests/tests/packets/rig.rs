@@ -12,7 +12,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, MapData, PerCpuArray},
-    programs::{SchedClassifier, TestRunOptions, Xdp, XdpMode},
+    programs::{ProgramError, SchedClassifier, TestRunOptions, Xdp, XdpMode},
 };
 use lbxdp_common::{
     AddressFlags, Backend, Counter, Descriptor, Device, DropReason, Flow, FlowKey, FrontendKey,
@@ -63,11 +63,7 @@ pub struct Rig {
 
 fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("iproute2");
-    assert!(
-        output.status.success(),
-        "ip {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn mac(octets: [u8; 6]) -> String {
@@ -117,7 +113,10 @@ impl Rig {
             ("198.51.100.8", PEER1, "n1"),
             ("2001:db8:2::8", PEER1, "n1"),
         ] {
-            ip(&format!("neighbour add {neighbour} lladdr {} dev {device} nud permanent", mac(lladdr)));
+            ip(&format!(
+                "neighbour add {neighbour} lladdr {} dev {device} nud permanent",
+                mac(lladdr)
+            ));
         }
 
         let object = lbxdp_agent::object::bytes().expect("cargo xtask build-ebpf");
@@ -128,11 +127,12 @@ impl Rig {
             .load(&object)
             .expect("the object loads");
         let xdp: &mut Xdp = program(&mut ebpf, "lbxdp_xdp_frags");
-        xdp.load().expect("the verifier accepts XDP");
+        load(|| xdp.load());
         // A test run on a device wants its receive queue registered, which attaching does.
         xdp.attach("n0", XdpMode::Driver).expect("veth has native XDP");
         for name in ["lbxdp_ingress", "lbxdp_egress"] {
-            program::<SchedClassifier>(&mut ebpf, name).load().expect("the verifier accepts tc");
+            let classifier: &mut SchedClassifier = program(&mut ebpf, name);
+            load(|| classifier.load());
         }
         let (n0, n1) = (ifindex("n0"), ifindex("n1"));
         let mut rig = Self {
@@ -163,7 +163,7 @@ impl Rig {
 
     /// Says what a device is.
     pub fn device(&mut self, ifindex: u32, device: Device) {
-        self.hash("devices").insert(ifindex, device, 0).expect("room");
+        self.hash::<u32, _>("devices").insert(ifindex, device, 0).expect("room");
     }
 
     /// Says what an address is.
@@ -171,10 +171,14 @@ impl Rig {
         let flags = AddressFlags { flags };
         match addr {
             IpAddr::V4(addr) => {
-                self.hash("addresses_v4").insert(addr.octets(), flags, 0).expect("room");
+                self.hash::<[u8; 4], _>("addresses_v4")
+                    .insert(addr.octets(), flags, 0)
+                    .expect("room");
             }
             IpAddr::V6(addr) => {
-                self.hash("addresses_v6").insert(addr.octets(), flags, 0).expect("room");
+                self.hash::<[u8; 16], _>("addresses_v6")
+                    .insert(addr.octets(), flags, 0)
+                    .expect("room");
             }
         }
     }
@@ -202,13 +206,8 @@ impl Rig {
                     _ => Ipv4Addr::UNSPECIFIED,
                 };
                 let flags = if source.is_none() { Backend::<[u8; 4]>::LOCAL } else { 0 };
-                let entry = Backend {
-                    addr: addr.octets(),
-                    snat_addr: snat.octets(),
-                    port,
-                    flags,
-                    _pad: 0,
-                };
+                let entry =
+                    Backend { addr: addr.octets(), snat_addr: snat.octets(), port, flags, _pad: 0 };
                 self.array("backends_v4").set(id, entry, 0).expect("room");
             }
             IpAddr::V6(addr) => {
@@ -217,13 +216,8 @@ impl Rig {
                     _ => Ipv6Addr::UNSPECIFIED,
                 };
                 let flags = if source.is_none() { Backend::<[u8; 16]>::LOCAL } else { 0 };
-                let entry = Backend {
-                    addr: addr.octets(),
-                    snat_addr: snat.octets(),
-                    port,
-                    flags,
-                    _pad: 0,
-                };
+                let entry =
+                    Backend { addr: addr.octets(), snat_addr: snat.octets(), port, flags, _pad: 0 };
                 self.array("backends_v6").set(id, entry, 0).expect("room");
             }
         }
@@ -255,11 +249,15 @@ impl Rig {
         match addr.ip() {
             IpAddr::V4(addr) => {
                 let key = FrontendKey::new(addr.octets(), port, protocol);
-                self.hash("frontends_v4").insert(key, id, 0).expect("room");
+                self.hash::<FrontendKey<[u8; 4]>, u32>("frontends_v4")
+                    .insert(key, id, 0)
+                    .expect("room");
             }
             IpAddr::V6(addr) => {
                 let key = FrontendKey::new(addr.octets(), port, protocol);
-                self.hash("frontends_v6").insert(key, id, 0).expect("room");
+                self.hash::<FrontendKey<[u8; 16]>, u32>("frontends_v6")
+                    .insert(key, id, 0)
+                    .expect("room");
             }
         }
         self.address(addr.ip(), AddressFlags::SERVICE);
@@ -287,32 +285,42 @@ impl Rig {
 
     /// Replaces an IPv4 flow entry.
     pub fn set_flow_v4(&mut self, key: FlowKey<[u8; 4]>, flow: Flow<[u8; 4]>) {
-        self.hash("flows_v4").insert(key, flow, 0).expect("room");
+        self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4")
+            .insert(key, flow, 0)
+            .expect("room");
     }
 
     /// Evicts flow entries for which `which` holds, given whether the entry is a reply's.
     pub fn evict(&mut self, which: impl Fn(bool) -> bool) {
         for (key, flow) in self.flows_v4() {
             if which(flow.has(Flow::<[u8; 4]>::REPLY)) {
-                self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4").remove(&key).expect("there");
+                self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4")
+                    .remove(&key)
+                    .expect("there");
             }
         }
         for (key, flow) in self.flows_v6() {
             if which(flow.has(Flow::<[u8; 16]>::REPLY)) {
-                self.hash::<FlowKey<[u8; 16]>, Flow<[u8; 16]>>("flows_v6").remove(&key).expect("there");
+                self.hash::<FlowKey<[u8; 16]>, Flow<[u8; 16]>>("flows_v6")
+                    .remove(&key)
+                    .expect("there");
             }
         }
     }
 
-    /// Makes every flow's last packet `seconds` older.
+    /// Makes every flow's last packet `seconds` older, if need be older than the machine's clock.
     pub fn age(&mut self, seconds: u64) {
         for (key, mut flow) in self.flows_v4() {
-            flow.last_seen = flow.last_seen.saturating_sub(seconds * 1_000_000_000);
-            self.hash("flows_v4").insert(key, flow, 0).expect("there");
+            flow.last_seen = flow.last_seen.wrapping_sub(seconds * 1_000_000_000);
+            self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4")
+                .insert(key, flow, 0)
+                .expect("there");
         }
         for (key, mut flow) in self.flows_v6() {
-            flow.last_seen = flow.last_seen.saturating_sub(seconds * 1_000_000_000);
-            self.hash("flows_v6").insert(key, flow, 0).expect("there");
+            flow.last_seen = flow.last_seen.wrapping_sub(seconds * 1_000_000_000);
+            self.hash::<FlowKey<[u8; 16]>, Flow<[u8; 16]>>("flows_v6")
+                .insert(key, flow, 0)
+                .expect("there");
         }
     }
 
@@ -401,6 +409,18 @@ impl Rig {
         let context: Vec<u8> = context.into_iter().flat_map(u32::to_ne_bytes).collect();
         run::<SchedClassifier>(&mut self.ebpf, name, frame, &context)
     }
+}
+
+/// Loads a program. The verifier gives up with EAGAIN when the thread is sent a signal.
+fn load(mut attempt: impl FnMut() -> Result<(), ProgramError>) {
+    for _ in 0..10 {
+        match attempt() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == std::io::ErrorKind::WouldBlock => {}
+            result => return result.expect("the verifier accepts the program"),
+        }
+    }
+    panic!("the verifier was interrupted ten times");
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut P

@@ -1,0 +1,89 @@
+//! What an operation does to a picture of the maps. The planner and the fake agree by sharing it.
+
+use std::net::SocketAddr;
+
+use lbxdp_common::{Descriptor, FrontendInfo};
+
+use super::{Actual, BackendEntry, MapOp};
+use crate::model::Family;
+
+impl BackendEntry {
+    /// The family of the map it belongs to.
+    pub const fn family(&self) -> Family {
+        match self {
+            Self::V4(_) => Family::V4,
+            Self::V6(_) => Family::V6,
+        }
+    }
+
+    /// Address and port.
+    pub fn addr(&self) -> SocketAddr {
+        match self {
+            Self::V4(backend) => (backend.addr, backend.port).into(),
+            Self::V6(backend) => (backend.addr, backend.port).into(),
+        }
+    }
+
+    /// Whether the backend is on this node.
+    pub const fn is_local(&self) -> bool {
+        match self {
+            Self::V4(backend) => backend.is_local(),
+            Self::V6(backend) => backend.is_local(),
+        }
+    }
+
+    /// Whether it empties its slot.
+    pub const fn is_unused(&self) -> bool {
+        match self {
+            Self::V4(backend) => backend.port == 0,
+            Self::V6(backend) => backend.port == 0,
+        }
+    }
+}
+
+impl Actual {
+    /// Changes the picture as `op` changes the maps.
+    pub fn carry_out(&mut self, op: &MapOp) {
+        match op {
+            MapOp::SetBackend { id, backend } => {
+                let key = (backend.family(), *id);
+                if backend.is_unused() {
+                    self.backends.remove(&key);
+                } else {
+                    self.backends.insert(key, *backend);
+                }
+            }
+            MapOp::WriteTable { first_block, blocks } => {
+                let first = *first_block as usize;
+                self.tables[first..first + blocks.len()].copy_from_slice(blocks);
+            }
+            MapOp::SetDescriptor { family, id, descriptor } => {
+                if *descriptor == Descriptor::default() {
+                    self.descriptors.remove(&(*family, *id));
+                } else {
+                    self.descriptors.insert((*family, *id), *descriptor);
+                }
+            }
+            MapOp::SetInfo { family, id, info } => {
+                if **info == FrontendInfo::UNUSED {
+                    self.infos.remove(&(*family, *id));
+                } else {
+                    self.infos.insert((*family, *id), **info);
+                }
+            }
+            MapOp::ResetStats { family: _, id: _ } => {}
+            MapOp::InsertFrontend { addr, id } => {
+                self.frontends.insert(*addr, *id);
+            }
+            MapOp::RemoveFrontend { addr } => {
+                self.frontends.remove(addr);
+            }
+            MapOp::SetAddress { addr, flags } => {
+                self.addresses.insert(*addr, *flags);
+            }
+            MapOp::RemoveAddress { addr } => {
+                self.addresses.remove(addr);
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The maps in memory, which panic at any operation that a kernel reader could trip over. For
+//! tests of what comes before the maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use lbxdp_common::{AddressFlags, Descriptor, TableBlock, TableRef};
+
+use super::{Actual, BackendEntry, MapError, MapOp, Maps};
+use crate::model::{Family, FrontendAddr};
+use crate::quarantine::QUARANTINE;
+use crate::slab::BlockRange;
+
+/// The maps in memory.
+#[derive(Debug, Default)]
+pub struct FakeMaps {
+    /// What they hold.
+    pub actual: Actual,
+    /// What [`Maps::flow_addresses`] answers.
+    pub flows: BTreeSet<IpAddr>,
+    /// The time at which the next operations are carried out, in nanoseconds.
+    pub now: u64,
+    /// When a block was last part of a published range.
+    block_seen: BTreeMap<u32, u64>,
+    /// When a frontend id was last found by its key.
+    frontend_seen: BTreeMap<(Family, u32), u64>,
+    /// When a backend id was last in a published range, and as what.
+    backend_seen: BTreeMap<(Family, u32), (SocketAddr, u64)>,
+}
+
+impl FakeMaps {
+    /// Maps that hold what a previous agent left.
+    pub fn holding(actual: Actual) -> Self {
+        Self { actual, ..Self::default() }
+    }
+
+    fn is_recent(&self, seen: u64) -> bool {
+        self.now.saturating_sub(seen) < QUARANTINE.as_nanos() as u64
+    }
+
+    fn published(&self) -> impl Iterator<Item = (Family, BlockRange)> + '_ {
+        self.actual.descriptors.iter().flat_map(|((family, _), descriptor)| {
+            ranges(descriptor).into_iter().map(move |range| (*family, range))
+        })
+    }
+
+    /// Ids in a range, without repetition.
+    fn ids(&self, range: BlockRange) -> BTreeSet<u32> {
+        self.actual.tables[range.indices()].iter().flat_map(|block| block.slots).collect()
+    }
+
+    /// Remembers what a descriptor that is about to change made visible.
+    fn note_descriptor(&mut self, family: Family, id: u32) {
+        let Some(descriptor) = self.actual.descriptors.get(&(family, id)).copied() else { return };
+        for range in ranges(&descriptor) {
+            for block in range.indices() {
+                self.block_seen.insert(block as u32, self.now);
+            }
+            for backend in self.ids(range) {
+                if let Some(entry) = self.actual.backends.get(&(family, backend)) {
+                    self.backend_seen.insert((family, backend), (entry.addr(), self.now));
+                }
+            }
+        }
+    }
+
+    /// Panics unless a reader that sees the maps before and after `op` is served rightly.
+    fn check(&mut self, op: &MapOp) {
+        match op {
+            MapOp::SetBackend { id, backend } => self.check_backend(*id, backend),
+            MapOp::WriteTable { first_block, blocks } => {
+                self.check_table(*first_block as usize, blocks);
+            }
+            MapOp::SetDescriptor { family, id, descriptor } => {
+                self.check_descriptor(*family, *id, descriptor);
+                self.note_descriptor(*family, *id);
+            }
+            MapOp::SetInfo { family: _, id: _, info: _ } => {}
+            MapOp::ResetStats { family, id } => {
+                assert!(!self.is_frontend_id(*family, *id), "{op:?}: statistics in use");
+            }
+            MapOp::InsertFrontend { addr, id } => self.check_frontend(*addr, *id),
+            MapOp::RemoveFrontend { addr } => {
+                let others = self.frontends_at(addr.addr).filter(|other| *other != addr).count();
+                assert!(others > 0 || !self.is_service(addr.addr), "{op:?}: address says service");
+                if let Some(id) = self.actual.frontends.get(addr) {
+                    self.frontend_seen.insert((Family::of(addr.addr), *id), self.now);
+                }
+            }
+            MapOp::SetAddress { addr, flags } => {
+                let served = self.frontends_at(*addr).next().is_some();
+                assert!(served || !flags.has(AddressFlags::SERVICE), "{op:?}: no frontend");
+                assert_ne!(flags.flags, 0, "{op:?}: an address that is nothing");
+            }
+            MapOp::RemoveAddress { addr: _ } => {}
+        }
+    }
+
+    fn check_backend(&self, id: u32, backend: &BackendEntry) {
+        let family = backend.family();
+        let addr = backend.addr();
+        let in_use =
+            self.published().any(|(other, range)| other == family && self.ids(range).contains(&id));
+        let before = self.actual.backends.get(&(family, id)).map(BackendEntry::addr);
+        if in_use {
+            assert_eq!(before, Some(addr), "{backend:?}: {id} is in a published table");
+        }
+        if let Some((other, seen)) = self.backend_seen.get(&(family, id))
+            && self.is_recent(*seen)
+        {
+            assert_eq!(*other, addr, "{backend:?}: {id} was in a published table just before");
+        }
+        let taken = self.actual.backends.iter().find(|(key, entry)| {
+            key.0 == family && key.1 != id && addr.port() != 0 && entry.addr() == addr
+        });
+        assert_eq!(taken, None, "{backend:?}: has an id");
+    }
+
+    fn check_table(&self, first: usize, blocks: &[TableBlock]) {
+        let end = first + blocks.len();
+        assert!(end <= self.actual.tables.len(), "range {first}..{end} leaves the slab");
+        for (_, range) in self.published() {
+            let range = range.indices();
+            assert!(end <= range.start || range.end <= first, "{range:?} is published");
+        }
+        for (block, seen) in self.block_seen.range(first as u32..end as u32) {
+            assert!(!self.is_recent(*seen), "block {block} was published just before");
+        }
+    }
+
+    fn check_descriptor(&self, family: Family, id: u32, descriptor: &Descriptor) {
+        if *descriptor == Descriptor::default() {
+            assert!(!self.is_frontend_id(family, id), "{family} frontend {id} is still found");
+            return;
+        }
+        for range in ranges(descriptor) {
+            assert_eq!(range.indices().start % range.blocks(), 0, "{range:?} is not aligned");
+            assert!(range.indices().end <= self.actual.tables.len(), "{range:?} leaves the slab");
+            for backend in self.ids(range) {
+                assert!(
+                    self.actual.backends.contains_key(&(family, backend)),
+                    "{range:?} names {family} backend {backend}, which is not set"
+                );
+            }
+        }
+    }
+
+    fn check_frontend(&self, addr: FrontendAddr, id: u32) {
+        let family = Family::of(addr.addr);
+        let key = (family, id);
+        assert!(self.actual.descriptors.contains_key(&key), "{addr}: {id} has no descriptor");
+        assert!(self.actual.infos.contains_key(&key), "{addr}: {id} has no name");
+        match self.actual.frontends.get(&addr) {
+            Some(before) => assert_eq!(*before, id, "{addr}: the id of a key never changes"),
+            None => assert!(!self.is_frontend_id(family, id), "{addr}: {id} is somebody else's"),
+        }
+        if let Some(seen) = self.frontend_seen.get(&key) {
+            assert!(!self.is_recent(*seen), "{addr}: {id} was in use just before");
+        }
+    }
+
+    fn frontends_at(&self, addr: IpAddr) -> impl Iterator<Item = &FrontendAddr> {
+        self.actual.frontends.keys().filter(move |frontend| frontend.addr == addr)
+    }
+
+    fn is_frontend_id(&self, family: Family, id: u32) -> bool {
+        let mut frontends = self.actual.frontends.iter();
+        frontends.any(|(addr, other)| Family::of(addr.addr) == family && *other == id)
+    }
+
+    fn is_service(&self, addr: IpAddr) -> bool {
+        let flags = self.actual.addresses.get(&addr);
+        flags.is_some_and(|flags| flags.has(AddressFlags::SERVICE))
+    }
+}
+
+/// The ranges a descriptor publishes.
+fn ranges(descriptor: &Descriptor) -> Vec<BlockRange> {
+    let Descriptor { external, internal } = *descriptor;
+    [external, internal].into_iter().filter_map(|word| BlockRange::of(TableRef(word))).collect()
+}
+
+impl Maps for FakeMaps {
+    fn read(&self) -> Result<Actual, MapError> {
+        Ok(self.actual.clone())
+    }
+
+    fn apply(&mut self, ops: &[MapOp]) -> (usize, Option<MapError>) {
+        for op in ops {
+            self.check(op);
+            self.actual.carry_out(op);
+        }
+        (ops.len(), None)
+    }
+
+    fn flow_addresses(&self) -> Result<BTreeSet<IpAddr>, MapError> {
+        Ok(self.flows.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lbxdp_common::{Backend, FrontendInfo, FrontendKind, TABLE_BLOCK};
+
+    use super::*;
+    use crate::model::Protocol;
+
+    const ADDR: FrontendAddr = FrontendAddr {
+        addr: IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)),
+        port: 80,
+        protocol: Protocol::Tcp,
+    };
+
+    fn backend(port: u16) -> MapOp {
+        let addr = [10, 1, 0, 1];
+        let backend = Backend { addr, snat_addr: [192, 0, 2, 1], port, flags: 0, _pad: 0 };
+        MapOp::SetBackend { id: 1, backend: BackendEntry::V4(backend) }
+    }
+
+    fn table() -> MapOp {
+        MapOp::WriteTable { first_block: 0, blocks: vec![TableBlock { slots: [1; TABLE_BLOCK] }] }
+    }
+
+    fn descriptor() -> MapOp {
+        let word = TableRef::serve(0, 4).0;
+        let descriptor = Descriptor { external: word, internal: word };
+        MapOp::SetDescriptor { family: Family::V4, id: 0, descriptor }
+    }
+
+    fn info() -> MapOp {
+        let info = Box::new(FrontendInfo::new("default/web:http", FrontendKind::ClusterIp));
+        MapOp::SetInfo { family: Family::V4, id: 0, info }
+    }
+
+    fn frontend() -> MapOp {
+        MapOp::InsertFrontend { addr: ADDR, id: 0 }
+    }
+
+    #[test]
+    fn the_right_order_is_accepted() {
+        let ops = [backend(80), table(), info(), descriptor(), frontend()];
+        assert_eq!(FakeMaps::default().apply(&ops).0, ops.len());
+    }
+
+    #[test]
+    #[should_panic(expected = "which is not set")]
+    fn a_table_of_unset_backends_is_not_published() {
+        FakeMaps::default().apply(&[table(), descriptor()]);
+    }
+
+    #[test]
+    #[should_panic(expected = "is published")]
+    fn a_published_table_is_not_written() {
+        FakeMaps::default().apply(&[backend(80), table(), descriptor(), table()]);
+    }
+
+    #[test]
+    #[should_panic(expected = "is in a published table")]
+    fn a_published_backend_is_not_replaced() {
+        FakeMaps::default().apply(&[backend(80), table(), descriptor(), backend(81)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "has no descriptor")]
+    fn a_frontend_is_not_found_before_its_descriptor() {
+        FakeMaps::default().apply(&[backend(80), table(), info(), frontend()]);
+    }
+
+    #[test]
+    #[should_panic(expected = "is still found")]
+    fn a_frontend_that_is_found_keeps_its_descriptor() {
+        let nothing = Descriptor::default();
+        let clear = MapOp::SetDescriptor { family: Family::V4, id: 0, descriptor: nothing };
+        FakeMaps::default().apply(&[backend(80), table(), info(), descriptor(), frontend(), clear]);
+    }
+
+    #[test]
+    #[should_panic(expected = "was in use just before")]
+    fn an_id_is_not_reused_at_once() {
+        let other = FrontendAddr { port: 81, ..ADDR };
+        FakeMaps::default().apply(&[
+            backend(80),
+            table(),
+            info(),
+            descriptor(),
+            frontend(),
+            MapOp::RemoveFrontend { addr: ADDR },
+            MapOp::InsertFrontend { addr: other, id: 0 },
+        ]);
+    }
+}

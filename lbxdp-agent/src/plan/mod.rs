@@ -1,0 +1,504 @@
+//! From what the maps hold to what they should hold: an ordered list of operations.
+//!
+//! The order is what keeps every reader in the kernel right at every moment. First backends, then
+//! whole tables in ranges that nobody reads, then for each frontend its name, its descriptor and
+//! its key, then addresses; what goes, goes the other way round. A published range is never
+//! written: another set of endpoints gets another range, and one store in the descriptor swaps
+//! them. Ids and ranges that were visible rest before they are used again
+//! ([`crate::quarantine`]).
+//!
+//! Nothing is counted: which ranges, ids and backends are in use is derived from the picture of
+//! the maps after each batch, so an operation that failed leaves nothing behind but the need to
+//! plan again.
+
+mod addresses;
+mod backends;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use lbxdp_common::limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_FRONTENDS};
+use lbxdp_common::{AddressFlags, Descriptor, FrontendInfo, TablePolicy, TableRef};
+
+use crate::apply::{Actual, BackendEntry, MapOp};
+use crate::model::{
+    Desired, Endpoints, Family, Frontend, FrontendAddr, NodeFacts, Problem, ServicePortName,
+    Severity,
+};
+use crate::quarantine::IdPool;
+use crate::slab::BlockRange;
+
+use backends::Backends;
+use tables::{EndpointSet, Tables};
+
+/// One of something for each family.
+#[derive(Debug)]
+struct PerFamily<T> {
+    v4: T,
+    v6: T,
+}
+
+impl<T> PerFamily<T> {
+    fn new(make: impl Fn() -> T) -> Self {
+        Self { v4: make(), v6: make() }
+    }
+
+    fn get_mut(&mut self, family: Family) -> &mut T {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+}
+
+/// What to do next.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// The operations, in the order in which they must be carried out.
+    pub ops: Vec<MapOp>,
+    /// What is not served as desired, sorted, without repetition.
+    pub problems: Vec<Problem>,
+}
+
+/// Keeps the picture of the maps and decides what changes it.
+#[derive(Debug)]
+pub struct Planner {
+    actual: Actual,
+    frontend_pools: PerFamily<IdPool>,
+    frontend_ids: BTreeMap<FrontendAddr, u32>,
+    frontend_drafts: BTreeMap<FrontendAddr, u32>,
+    backends: Backends,
+    tables: Tables,
+    /// Something had no room in the last plan.
+    exhausted: bool,
+}
+
+impl Planner {
+    /// Starts from what the maps hold. Ids stay what they are.
+    ///
+    /// What the maps do not use is taken to be free: starting takes longer than any program run
+    /// that may still see what the previous agent unpublished last.
+    pub fn new(actual: &Actual, now: u64) -> Self {
+        let mut frontend_pools = PerFamily::new(|| IdPool::new(MAX_FRONTENDS));
+        let mut frontend_ids = BTreeMap::new();
+        for (addr, id) in &actual.frontends {
+            // Two keys with one id are nothing an agent writes; the second will be removed.
+            if frontend_pools.get_mut(Family::of(addr.addr)).reserve(*id) {
+                frontend_ids.insert(*addr, *id);
+            }
+        }
+        let mut backends = Backends::read(actual);
+        let tables = Tables::read(actual, backends.ids());
+        backends.settle(actual, &tables.published_backends());
+        backends.begin(now);
+        Self {
+            actual: actual.clone(),
+            frontend_pools,
+            frontend_ids,
+            frontend_drafts: BTreeMap::new(),
+            backends,
+            tables,
+            exhausted: false,
+        }
+    }
+
+    /// The picture of the maps.
+    pub const fn actual(&self) -> &Actual {
+        &self.actual
+    }
+
+    /// Compares. `flows` are the addresses that live flows use, read just before, or none if they
+    /// were not read: then everything that flows may need stays.
+    ///
+    /// A plan that is not carried out is forgotten by the next one.
+    pub fn plan(
+        &mut self,
+        desired: &Desired,
+        facts: &NodeFacts,
+        flows: Option<&BTreeSet<IpAddr>>,
+        now: u64,
+    ) -> Plan {
+        self.begin(now);
+        let mut draft =
+            Draft { desired, facts, served: BTreeMap::new(), backends: BTreeMap::new() };
+        let mut problems = Problems::default();
+        for (addr, frontend) in &desired.frontends {
+            self.plan_frontend(&mut draft, &mut problems, *addr, frontend);
+        }
+
+        let mut ops = Vec::new();
+        let used = self.plan_tables(&draft, &mut ops);
+        self.plan_frontends(&draft, &mut ops);
+        let going = self.going_backends(&used, now);
+        self.plan_addresses(&draft, &going, flows, &mut problems, &mut ops);
+        self.plan_removals(&draft, &mut ops);
+        ops.extend(
+            going.iter().map(|(family, id)| MapOp::SetBackend {
+                id: *id,
+                backend: backends::unused(*family),
+            }),
+        );
+
+        self.exhausted = problems.exhausted;
+        Plan { ops, problems: problems.found.into_iter().collect() }
+    }
+
+    /// Whether planning again after [`crate::quarantine::QUARANTINE`] will find more to do, even
+    /// if nothing else changes: backends go, or room comes for what had none.
+    pub fn is_waiting(&self) -> bool {
+        let PerFamily { v4, v6 } = &self.frontend_pools;
+        let room_comes = v4.is_waiting() || v6.is_waiting() || self.tables.is_waiting();
+        self.backends.is_waiting() || self.exhausted && room_comes
+    }
+
+    /// Follows the operations of the last plan that were carried out, in their order.
+    pub fn commit(&mut self, applied: &[MapOp]) {
+        for op in applied {
+            match op {
+                MapOp::SetBackend { id, backend } => {
+                    let before = self.actual.backends.get(&(backend.family(), *id));
+                    self.backends.applied(before.map(BackendEntry::addr), *id, backend);
+                }
+                MapOp::InsertFrontend { addr, id } => {
+                    self.frontend_drafts.remove(addr);
+                    self.frontend_ids.insert(*addr, *id);
+                }
+                MapOp::RemoveFrontend { addr } => {
+                    if let Some(id) = self.frontend_ids.remove(addr) {
+                        self.frontend_pools.get_mut(Family::of(addr.addr)).release(id);
+                    }
+                }
+                MapOp::WriteTable { .. }
+                | MapOp::SetDescriptor { .. }
+                | MapOp::SetInfo { .. }
+                | MapOp::ResetStats { .. }
+                | MapOp::SetAddress { .. }
+                | MapOp::RemoveAddress { .. } => {}
+            }
+            self.actual.carry_out(op);
+        }
+        if !applied.is_empty() {
+            self.tables.settle(&self.actual);
+            self.backends.settle(&self.actual, &self.tables.published_backends());
+        }
+    }
+
+    fn begin(&mut self, now: u64) {
+        for (addr, id) in std::mem::take(&mut self.frontend_drafts) {
+            self.frontend_pools.get_mut(Family::of(addr.addr)).give_back(id);
+        }
+        for family in [Family::V4, Family::V6] {
+            self.frontend_pools.get_mut(family).tick(now);
+        }
+        self.backends.begin(now);
+        self.tables.begin(now);
+    }
+
+    /// Decides a frontend's id and descriptor.
+    fn plan_frontend<'a>(
+        &mut self,
+        draft: &mut Draft<'a>,
+        problems: &mut Problems,
+        addr: FrontendAddr,
+        frontend: &'a Frontend,
+    ) {
+        let family = Family::of(addr.addr);
+        let known = self.frontend_ids.get(&addr).copied();
+        if known.is_none() && self.actual.frontends.contains_key(&addr) {
+            // A key with somebody else's id: it is removed first and comes back with the next plan.
+            problems.exhausted(frontend, format!("{addr} is repaired: it shares an id"));
+            return;
+        }
+        let before = known.and_then(|id| self.actual.descriptors.get(&(family, id)).copied());
+
+        let mut words = [None; 2];
+        let sides = [
+            (&frontend.external, before.map(|before| before.external)),
+            (&frontend.internal, before.map(|before| before.internal)),
+        ];
+        for (side, (endpoints, before)) in sides.into_iter().enumerate() {
+            if side == 1 && frontend.internal == frontend.external && before == sides[0].1 {
+                words[1] = words[0];
+                break;
+            }
+            let word = self.choose(draft, problems, addr, frontend, endpoints);
+            if word.is_none() && before.is_some() {
+                problems.exhausted(
+                    frontend,
+                    format!("{addr} keeps its previous endpoints: no room for another table"),
+                );
+            }
+            words[side] = word.or(before);
+        }
+        let [Some(external), Some(internal)] = words else {
+            problems.exhausted(frontend, format!("{addr} is not served: no room for its table"));
+            return;
+        };
+
+        let id = match known {
+            Some(id) => id,
+            None => {
+                let Some(id) = self.frontend_pools.get_mut(family).take() else {
+                    problems.exhausted(
+                        frontend,
+                        format!("{addr} is not served: {MAX_FRONTENDS} {family} frontends exist"),
+                    );
+                    return;
+                };
+                self.frontend_drafts.insert(addr, id);
+                id
+            }
+        };
+        let descriptor = Descriptor { external, internal };
+        draft.served.insert(addr, Served { id, descriptor, frontend });
+    }
+
+    /// The descriptor's word for a set of endpoints, or none if the slab has no room.
+    fn choose(
+        &mut self,
+        draft: &mut Draft<'_>,
+        problems: &mut Problems,
+        addr: FrontendAddr,
+        frontend: &Frontend,
+        endpoints: &Endpoints,
+    ) -> Option<u64> {
+        let endpoints = match endpoints {
+            Endpoints::Serve(endpoints) => endpoints,
+            Endpoints::Reject => return Some(TableRef::verdict(TablePolicy::Reject).0),
+            Endpoints::Drop => return Some(TableRef::verdict(TablePolicy::Drop).0),
+        };
+        let family = Family::of(addr.addr);
+        let mut ids = Vec::with_capacity(endpoints.len());
+        let mut servable = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            match self.backend(draft, family, *endpoint) {
+                Ok(id) => {
+                    ids.push(id);
+                    servable.push(*endpoint);
+                }
+                Err(LeftOut::NoRoom) => problems.exhausted(
+                    frontend,
+                    format!(
+                        "endpoint {endpoint} is left out: {MAX_BACKENDS} {family} backends exist"
+                    ),
+                ),
+                Err(LeftOut::NoRoute) => problems.warn(
+                    frontend,
+                    format!("endpoint {endpoint} is left out: this node has no route to it"),
+                ),
+                Err(LeftOut::OtherFamily) => problems.warn(
+                    frontend,
+                    format!("endpoint {endpoint} is left out: {addr} needs {family}"),
+                ),
+            }
+        }
+        if servable.is_empty() {
+            // There are endpoints, so refusing would be a lie: the client is to try again.
+            problems.warn(
+                frontend,
+                format!("packets to {addr} are dropped: this node reaches none of its endpoints"),
+            );
+            return Some(TableRef::verdict(TablePolicy::Drop).0);
+        }
+        let set = EndpointSet::from(servable);
+        Some(self.tables.range(family, &set, &ids)?.serve().0)
+    }
+
+    /// The id of a backend, and what it should be.
+    fn backend(
+        &mut self,
+        draft: &mut Draft<'_>,
+        family: Family,
+        addr: SocketAddr,
+    ) -> Result<u32, LeftOut> {
+        if Family::of(addr.ip()) != family {
+            return Err(LeftOut::OtherFamily);
+        }
+        let entry = backends::entry(addr, draft.desired, draft.facts).ok_or(LeftOut::NoRoute)?;
+        let id = self.backends.id(addr).ok_or(LeftOut::NoRoom)?;
+        draft.backends.insert((family, id), entry);
+        Ok(id)
+    }
+
+    /// Backends and tables that frontends will use; gives the ids in those tables.
+    fn plan_tables(&self, draft: &Draft<'_>, ops: &mut Vec<MapOp>) -> BTreeSet<(Family, u32)> {
+        let ranges: BTreeSet<BlockRange> = draft
+            .served
+            .values()
+            .flat_map(|served| [served.descriptor.external, served.descriptor.internal])
+            .filter_map(|word| BlockRange::of(TableRef(word)))
+            .collect();
+        let used: BTreeSet<(Family, u32)> =
+            ranges.iter().flat_map(|range| self.tables.backends(*range)).collect();
+        for key in &used {
+            // Missing where a frontend keeps a table that is out of date: its backends stay as
+            // they are.
+            if let Some(entry) = draft.backends.get(key)
+                && self.actual.backends.get(key) != Some(entry)
+            {
+                ops.push(MapOp::SetBackend { id: key.1, backend: *entry });
+            }
+        }
+        for range in ranges {
+            // After a failure the range may hold the table already, written but not published.
+            if let Some(blocks) = self.tables.draft(range, self.backends.ids())
+                && self.actual.tables[range.indices()] != blocks
+            {
+                ops.push(MapOp::WriteTable { first_block: range.first, blocks });
+            }
+        }
+        used
+    }
+
+    /// Names, descriptors and keys of the frontends that are served.
+    fn plan_frontends(&self, draft: &Draft<'_>, ops: &mut Vec<MapOp>) {
+        for (addr, served) in &draft.served {
+            let Served { id, descriptor, frontend } = *served;
+            let family = Family::of(addr.addr);
+            let key = (family, id);
+            let is_new = !self.actual.frontends.contains_key(addr);
+            if is_new {
+                ops.push(MapOp::ResetStats { family, id });
+            }
+            let info = FrontendInfo::new(&frontend.name.to_string(), frontend.kind);
+            if self.actual.infos.get(&key) != Some(&info) {
+                ops.push(MapOp::SetInfo { family, id, info: Box::new(info) });
+            }
+            if self.actual.descriptors.get(&key) != Some(&descriptor) {
+                ops.push(MapOp::SetDescriptor { family, id, descriptor });
+            }
+            if is_new {
+                ops.push(MapOp::InsertFrontend { addr: *addr, id });
+            }
+        }
+    }
+
+    /// Backends that no table has named for long enough.
+    fn going_backends(&self, used: &BTreeSet<(Family, u32)>, now: u64) -> BTreeSet<(Family, u32)> {
+        let keys = self.actual.backends.keys().copied();
+        keys.filter(|key| !used.contains(key) && self.backends.may_go(*key, now)).collect()
+    }
+
+    fn plan_addresses(
+        &self,
+        draft: &Draft<'_>,
+        going: &BTreeSet<(Family, u32)>,
+        flows: Option<&BTreeSet<IpAddr>>,
+        problems: &mut Problems,
+        ops: &mut Vec<MapOp>,
+    ) {
+        let served = draft.served.iter().map(|(addr, served)| (addr.addr, served.frontend.kind));
+        let backends = self.actual.backends.iter();
+        let staying = backends
+            .filter(|(key, entry)| entry.is_local() && !going.contains(key))
+            .map(|(_, entry)| entry.addr().ip());
+        let (desired, facts) = (draft.desired, draft.facts);
+        let wanted = addresses::wanted(served, desired, facts, staying, flows, &self.actual);
+
+        let in_family = |family: Family| {
+            self.actual.addresses.keys().filter(|addr| Family::of(**addr) == family).count()
+        };
+        let mut count = PerFamily { v4: in_family(Family::V4), v6: in_family(Family::V6) };
+        for (addr, flags) in &wanted {
+            if self.actual.addresses.get(addr) == Some(flags) {
+                continue;
+            }
+            if !self.actual.addresses.contains_key(addr) {
+                let family = Family::of(*addr);
+                let count = count.get_mut(family);
+                if *count >= MAX_ADDRESSES {
+                    problems.address(*addr, family, *flags);
+                    continue;
+                }
+                *count += 1;
+            }
+            ops.push(MapOp::SetAddress { addr: *addr, flags: *flags });
+        }
+        let gone = self.actual.addresses.keys().filter(|addr| !wanted.contains_key(addr));
+        ops.extend(gone.map(|addr| MapOp::RemoveAddress { addr: *addr }));
+    }
+
+    /// Frontends that go, and what is left of ids that no key leads to.
+    fn plan_removals(&self, draft: &Draft<'_>, ops: &mut Vec<MapOp>) {
+        let gone = self.actual.frontends.keys().filter(|addr| !draft.served.contains_key(addr));
+        ops.extend(gone.map(|addr| MapOp::RemoveFrontend { addr: *addr }));
+
+        let served: BTreeSet<(Family, u32)> =
+            draft.served.iter().map(|(addr, served)| (Family::of(addr.addr), served.id)).collect();
+        for key in self.actual.descriptors.keys().filter(|key| !served.contains(key)) {
+            let (family, id) = *key;
+            ops.push(MapOp::SetDescriptor { family, id, descriptor: Descriptor::default() });
+        }
+        for key in self.actual.infos.keys().filter(|key| !served.contains(key)) {
+            let (family, id) = *key;
+            ops.push(MapOp::SetInfo { family, id, info: Box::new(FrontendInfo::UNUSED) });
+        }
+    }
+}
+
+/// A frontend as it should be.
+#[derive(Clone, Copy)]
+struct Served<'a> {
+    id: u32,
+    descriptor: Descriptor,
+    frontend: &'a Frontend,
+}
+
+/// A plan in the making.
+struct Draft<'a> {
+    desired: &'a Desired,
+    facts: &'a NodeFacts,
+    served: BTreeMap<FrontendAddr, Served<'a>>,
+    backends: BTreeMap<(Family, u32), BackendEntry>,
+}
+
+/// Why an endpoint is in no table.
+enum LeftOut {
+    NoRoute,
+    NoRoom,
+    OtherFamily,
+}
+
+/// What is not served as desired.
+#[derive(Default)]
+struct Problems {
+    found: BTreeSet<Problem>,
+    /// Some of it because a map is full.
+    exhausted: bool,
+}
+
+impl Problems {
+    fn warn(&mut self, frontend: &Frontend, message: String) {
+        self.found.insert(problem(Severity::Warning, &frontend.name, message));
+    }
+
+    fn exhausted(&mut self, frontend: &Frontend, message: String) {
+        self.exhausted = true;
+        self.found.insert(problem(Severity::Error, &frontend.name, message));
+    }
+
+    fn address(&mut self, addr: IpAddr, family: Family, flags: AddressFlags) {
+        self.exhausted = true;
+        let what = if flags.has(AddressFlags::SERVICE) { "frontends on it are" } else { "it is" };
+        self.found.insert(Problem {
+            severity: Severity::Error,
+            origin: String::new(),
+            object: format!("address {addr}"),
+            field: String::new(),
+            message: format!("{what} not served: {MAX_ADDRESSES} {family} addresses exist"),
+        });
+    }
+}
+
+fn problem(severity: Severity, name: &ServicePortName, message: String) -> Problem {
+    Problem {
+        severity,
+        origin: String::new(),
+        object: format!("Service {}/{}", name.namespace, name.service),
+        field: format!("port {}", name.port),
+        message,
+    }
+}

@@ -1,0 +1,204 @@
+//! Makes the maps what they should be. The only place that retries.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::apply::{Actual, MapError, Maps};
+use crate::model::{Desired, NodeFacts, Problem};
+use crate::plan::{Plan, Planner};
+use crate::quarantine::QUARANTINE;
+
+/// The wait after a first failure; it doubles with each further one.
+pub const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// The longest wait.
+pub const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+
+/// What came of an attempt.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How many operations the maps needed.
+    pub planned: usize,
+    /// How many were carried out.
+    pub applied: usize,
+    /// Why the rest was not.
+    pub failure: Option<MapError>,
+    /// What is not served as desired.
+    pub problems: Vec<Problem>,
+    /// When to reconcile again at the latest, even if nothing changes: after a failure, or because
+    /// something waits for its quarantine to end.
+    pub retry_after: Option<Duration>,
+}
+
+/// The maps and the picture of them.
+#[derive(Debug)]
+pub struct Reconciler<M> {
+    maps: M,
+    planner: Planner,
+    failures: u32,
+}
+
+impl<M: Maps> Reconciler<M> {
+    /// Reads what the maps hold.
+    pub fn new(maps: M, now: u64) -> Result<Self, MapError> {
+        let planner = Planner::new(&maps.read()?, now);
+        Ok(Self { maps, planner, failures: 0 })
+    }
+
+    /// Brings the maps as near to `desired` as they get. A failure loses nothing: what was carried
+    /// out is remembered, and the next attempt plans from there. `now` is in nanoseconds of a
+    /// clock that does not go backwards; `flows` as for [`Planner::plan`].
+    pub fn reconcile(
+        &mut self,
+        desired: &Desired,
+        facts: &NodeFacts,
+        flows: Option<&BTreeSet<IpAddr>>,
+        now: u64,
+    ) -> Outcome {
+        let Plan { ops, problems } = self.planner.plan(desired, facts, flows, now);
+        let (applied, failure) = self.maps.apply(&ops);
+        self.planner.commit(&ops[..applied]);
+
+        self.failures = match (&failure, applied) {
+            (None, _) => 0,
+            (Some(_), 0) => self.failures.saturating_add(1),
+            // It gets on, if slowly.
+            (Some(_), _) => 1,
+        };
+        let retry_after = if failure.is_some() {
+            Some(backoff(self.failures))
+        } else {
+            self.planner.is_waiting().then_some(QUARANTINE)
+        };
+        Outcome { planned: ops.len(), applied, failure, problems, retry_after }
+    }
+
+    /// What the maps hold.
+    pub const fn actual(&self) -> &Actual {
+        self.planner.actual()
+    }
+
+    /// The maps.
+    pub const fn maps(&self) -> &M {
+        &self.maps
+    }
+
+    /// The maps, to change how they behave.
+    pub const fn maps_mut(&mut self) -> &mut M {
+        &mut self.maps
+    }
+}
+
+/// The wait after so many failures in a row.
+fn backoff(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    (FIRST_BACKOFF * (1 << doublings)).min(LONGEST_BACKOFF)
+}
+
+#[cfg(test)]
+mod tests {
+    use lbxdp_common::FrontendKind;
+
+    use super::*;
+    use crate::apply::fake::FakeMaps;
+    use crate::apply::faulty::FaultyMaps;
+    use crate::model::{Endpoints, Frontend, FrontendAddr, Protocol, ServicePortName};
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn input() -> (Desired, NodeFacts) {
+        let mut desired = Desired::default();
+        let mut facts = NodeFacts::default();
+        facts.addresses.insert("192.0.2.1".parse().unwrap());
+        for service in 0..20_u8 {
+            let endpoints: BTreeSet<std::net::SocketAddr> =
+                (0..=service % 4).map(|i| ([10, 1, service % 7, i + 1], 8080).into()).collect();
+            for endpoint in &endpoints {
+                facts.snat_sources.insert(endpoint.ip(), "192.0.2.1".parse().unwrap());
+            }
+            let addr = FrontendAddr {
+                addr: [10, 96, 0, service].into(),
+                port: 80,
+                protocol: Protocol::Tcp,
+            };
+            let name = ServicePortName {
+                namespace: "default".into(),
+                service: format!("service-{service}"),
+                port: "http".into(),
+            };
+            let endpoints = Endpoints::Serve(endpoints);
+            let frontend = Frontend {
+                kind: FrontendKind::ClusterIp,
+                name,
+                external: endpoints.clone(),
+                internal: endpoints,
+            };
+            desired.frontends.insert(addr, frontend);
+        }
+        (desired, facts)
+    }
+
+    #[test]
+    fn maps_that_fail_hold_the_same_in_the_end() {
+        let (desired, facts) = input();
+        let mut right = Reconciler::new(FakeMaps::default(), 0).unwrap();
+        let outcome = right.reconcile(&desired, &facts, None, 0);
+        assert!(outcome.failure.is_none());
+        assert_eq!(outcome.applied, outcome.planned);
+
+        for seed in 1..6 {
+            let maps = FaultyMaps::new(FakeMaps::default(), 200, seed);
+            let mut failing = Reconciler::new(maps, 0).unwrap();
+            let mut failures = 0;
+            for attempt in 0..1_000 {
+                let now = attempt * SECOND / 4;
+                failing.maps_mut().inner.now = now;
+                let outcome = failing.reconcile(&desired, &facts, None, now);
+                failures += usize::from(outcome.failure.is_some());
+                if outcome.planned == 0 {
+                    break;
+                }
+            }
+            assert!(failures > 3, "seed {seed}: {failures} failures prove nothing");
+            // Not assert_eq: nobody reads eight megabytes of slots.
+            assert!(failing.actual() == right.actual(), "seed {seed}: another picture");
+            assert!(
+                failing.actual() == &failing.maps().inner.actual,
+                "seed {seed}: a wrong picture"
+            );
+        }
+    }
+
+    #[test]
+    fn failures_without_progress_wait_longer_each_time() {
+        let (desired, facts) = input();
+        let mut reconciler =
+            Reconciler::new(FaultyMaps::new(FakeMaps::default(), 1_000, 1), 0).unwrap();
+        let waits: Vec<u128> = (0..12)
+            .map(|_| {
+                reconciler.reconcile(&desired, &facts, None, 0).retry_after.unwrap().as_millis()
+            })
+            .collect();
+        assert_eq!(waits[..4], [100, 200, 400, 800]);
+        assert_eq!(waits[11], LONGEST_BACKOFF.as_millis());
+        reconciler.maps_mut().per_mille = 0;
+        assert_eq!(reconciler.reconcile(&desired, &facts, None, 0).retry_after, None);
+    }
+
+    #[test]
+    fn what_waits_for_its_quarantine_asks_to_come_back() {
+        let (desired, facts) = input();
+        let mut reconciler = Reconciler::new(FakeMaps::default(), 0).unwrap();
+        reconciler.reconcile(&desired, &facts, None, 0);
+        let mut rounds = 0;
+        let mut outcome = reconciler.reconcile(&Desired::default(), &facts, None, SECOND);
+        while let Some(wait) = outcome.retry_after {
+            rounds += 1;
+            assert!(rounds < 5, "it ends");
+            let now = (rounds + 1) * SECOND + wait.as_nanos() as u64;
+            reconciler.maps_mut().now = now;
+            outcome = reconciler.reconcile(&Desired::default(), &facts, None, now);
+        }
+        assert!(reconciler.actual().backends.is_empty());
+    }
+}
