@@ -31,7 +31,10 @@ pub fn run(options: &Options) -> Result<()> {
             let threads = threads.unwrap_or_else(default_threads);
             let mut test = cargo();
             test.args(["test", "--workspace", "--no-fail-fast"]);
-            test.args(filter).args(["--", "--test-threads", &threads.to_string()]);
+            // `#[ignore]` keeps what needs root out of a plain `cargo test`. Here root was checked,
+            // so everything runs.
+            test.args(filter).args(["--", "--include-ignored"]);
+            test.args(["--test-threads", &threads.to_string()]);
             if *long {
                 test.env("LBXDP_LONG", "1");
             }
