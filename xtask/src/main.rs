@@ -1,2 +1,44 @@
-//! Project tasks.
-fn main() {}
+//! Project tasks: `cargo xtask COMMAND`.
+
+mod build_ebpf;
+mod ci;
+mod demo;
+mod setup;
+mod test;
+mod util;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about, disable_help_subcommand = true)]
+enum Task {
+    /// Install what is missing: rust-src, bpf-linker, Debian packages, the BPF file system.
+    Setup,
+    /// Build the packet programs into target/bpf/lbxdp-ebpf.
+    BuildEbpf,
+    /// A client, two nodes and four pods on this machine, and real requests.
+    Demo,
+    /// Run every test; the last line is `N passed, N failed, N skipped`.
+    Test(test::Options),
+    /// Formatting, lints, demo and tests.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let done = match Task::parse() {
+        Task::Setup => setup::run(),
+        Task::BuildEbpf => build_ebpf::run(),
+        Task::Demo => demo::run(),
+        Task::Test(options) => test::run(&options),
+        Task::Ci => ci::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,2 +1,207 @@
-//! Test servers and clients.
-fn main() {}
+//! Test servers and clients as a program, for namespaces, pods and shells.
+//!
+//! Servers print `ready` once they listen, and run until they are killed. Clients print one JSON
+//! object and exit non-zero if anything failed.
+
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lbxdp_tests::traffic::hold::Held;
+use lbxdp_tests::traffic::socket::{Source, tcp_listener, udp_listener};
+use lbxdp_tests::traffic::spread::{Probe, Spread};
+use lbxdp_tests::traffic::transfer::Transfer;
+use lbxdp_tests::traffic::{echo, http, udp};
+
+#[derive(Parser)]
+#[command(version, about)]
+enum Cli {
+    /// HTTP server: `/` says who answers and whom it sees; `/bytes/N`; `POST /upload`.
+    Http(Server),
+    /// UDP server: answers each datagram with its name, its peer and the payload.
+    Udp(Server),
+    /// TCP server: says its name and its peer, then echoes.
+    TcpEcho(Server),
+    /// Load and its outcome as JSON.
+    #[command(subcommand)]
+    Client(Client),
+}
+
+#[derive(Args)]
+struct Server {
+    /// The name it gives itself.
+    #[arg(long)]
+    name: String,
+    /// Where to listen; `[::]:PORT` takes both families. May be repeated.
+    #[arg(long, required = true)]
+    listen: Vec<SocketAddr>,
+}
+
+#[derive(Subcommand)]
+enum Client {
+    /// Many TCP connections; counts them per backend.
+    ConnectSpread {
+        #[command(flatten)]
+        flows: Flows,
+        /// What the servers speak.
+        #[arg(long, value_enum, default_value = "http")]
+        probe: TcpProbe,
+    },
+    /// Many UDP flows of one datagram; counts them per backend.
+    UdpSpread(Flows),
+    /// Open connections to `tcp-echo` servers, used from time to time.
+    Hold {
+        /// Address and port.
+        target: SocketAddr,
+        /// How many.
+        #[arg(long, default_value_t = 10)]
+        connections: u16,
+        /// From this port upwards; the kernel's choice if 0.
+        #[arg(long, default_value_t = 0)]
+        first_port: u16,
+        /// For how long, in seconds.
+        #[arg(long, default_value_t = 10.0)]
+        seconds: f64,
+        /// Between two rounds, in seconds.
+        #[arg(long, default_value_t = 0.2)]
+        interval: f64,
+    },
+    /// Bulk both ways, every byte compared.
+    Transfer {
+        /// Address and port of an `http` server.
+        target: SocketAddr,
+        /// Bytes each way.
+        #[arg(long, default_value_t = 10_000_000)]
+        bytes: u64,
+        /// At most so many bytes per second.
+        #[arg(long)]
+        rate: Option<u64>,
+        /// Source address.
+        #[arg(long)]
+        source: Option<IpAddr>,
+        /// Source port.
+        #[arg(long, default_value_t = 0)]
+        source_port: u16,
+    },
+}
+
+#[derive(Args)]
+struct Flows {
+    /// Address and port.
+    target: SocketAddr,
+    /// How many flows.
+    #[arg(long, default_value_t = 100)]
+    count: u32,
+    /// Source addresses, in turn. May be repeated.
+    #[arg(long)]
+    source: Vec<IpAddr>,
+    /// From this port upwards; the kernel's choice if 0.
+    #[arg(long, default_value_t = 0)]
+    first_port: u16,
+    /// For each step of each flow, in milliseconds.
+    #[arg(long, default_value_t = 3000)]
+    timeout_ms: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TcpProbe {
+    Http,
+    Echo,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse() {
+        Cli::Http(server) => serve(server, |address, name| {
+            let listener = tcp_listener(address)?;
+            Ok(Box::new(move || http::serve(&listener, &name)))
+        }),
+        Cli::TcpEcho(server) => serve(server, |address, name| {
+            let listener = tcp_listener(address)?;
+            Ok(Box::new(move || echo::serve(&listener, &name)))
+        }),
+        Cli::Udp(server) => serve(server, |address, name| {
+            let socket = udp_listener(address)?;
+            Ok(Box::new(move || udp::serve(&socket, &name)))
+        }),
+        Cli::Client(client) => run_client(client),
+    }
+}
+
+type Loop = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
+
+fn serve(
+    server: Server,
+    open: impl Fn(SocketAddr, String) -> std::io::Result<Loop>,
+) -> anyhow::Result<()> {
+    let Server { name, listen } = server;
+    let loops = listen
+        .into_iter()
+        .map(|address| open(address, name.clone()).with_context(|| format!("listen on {address}")))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    println!("ready");
+    let threads: Vec<_> = loops.into_iter().map(thread::spawn).collect();
+    for thread in threads {
+        match thread.join() {
+            Ok(ended) => ended?,
+            Err(_) => bail!("a server thread panicked"),
+        }
+    }
+    Ok(())
+}
+
+fn spread(flows: Flows, probe: Probe) -> anyhow::Result<()> {
+    let Flows { target, count, source, first_port, timeout_ms } = flows;
+    let spread = Spread {
+        sources: source,
+        timeout: Duration::from_millis(timeout_ms),
+        ..Spread::new(target, probe, count).from_port(first_port)
+    };
+    let outcome = spread.run();
+    println!("{}", serde_json::to_string(&outcome)?);
+    if outcome.failed > 0 {
+        bail!("{} of {count} flows failed", outcome.failed);
+    }
+    Ok(())
+}
+
+fn run_client(client: Client) -> anyhow::Result<()> {
+    match client {
+        Client::ConnectSpread { flows, probe } => spread(
+            flows,
+            match probe {
+                TcpProbe::Http => Probe::Http,
+                TcpProbe::Echo => Probe::Echo,
+            },
+        ),
+        Client::UdpSpread(flows) => spread(flows, Probe::Udp),
+        Client::Hold { target, connections, first_port, seconds, interval } => {
+            let mut held = Held::open(target, connections, first_port, Duration::from_secs(3))?;
+            let end = Instant::now() + Duration::from_secs_f64(seconds);
+            while Instant::now() < end {
+                held.ping_all();
+                thread::sleep(Duration::from_secs_f64(interval));
+            }
+            let report = held.report();
+            println!("{}", serde_json::to_string(&report)?);
+            if !report.broken.is_empty() {
+                bail!("{} of {connections} connections broke", report.broken.len());
+            }
+            Ok(())
+        }
+        Client::Transfer { target, bytes, rate, source, source_port } => {
+            let transfer = Transfer {
+                source: Source { addr: source, port: source_port },
+                rate,
+                ..Transfer::new(target, bytes)
+            };
+            let report = transfer.run();
+            println!("{}", serde_json::to_string(&report)?);
+            if !report.errors.is_empty() {
+                bail!("{}", report.errors.join("; "));
+            }
+            Ok(())
+        }
+    }
+}

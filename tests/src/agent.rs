@@ -1,0 +1,249 @@
+//! The agent under test.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::cluster::Node;
+use crate::process::{Process, run, workspace_binary};
+use crate::scratch::Scratch;
+use crate::sweep;
+use crate::traffic::http;
+use crate::traffic::socket::Source;
+
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9969);
+const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// How to start an agent.
+#[derive(Clone, Debug, Default)]
+pub struct AgentOptions {
+    /// `--device`, once each; detection if empty.
+    pub devices: Vec<String>,
+    /// `--snat-ports`.
+    pub snat_ports: Option<(u16, u16)>,
+    /// Further arguments of `run`.
+    pub extra: Vec<String>,
+    /// `RUST_LOG`; `info` if not set.
+    pub log_filter: Option<String>,
+    /// The netns is ready for use before the agent is: do not wait for `/readyz`.
+    pub do_not_wait: bool,
+}
+
+/// An agent in a node's namespace, with pins of its own. Dropping it kills the agent and removes
+/// every trace of it from the node.
+#[derive(Debug)]
+pub struct Agent {
+    process: Option<Process>,
+    netns: PathBuf,
+    node_name: String,
+    manifests: PathBuf,
+    pin_path: PathBuf,
+    options: AgentOptions,
+    binary: PathBuf,
+    scratch: Scratch,
+}
+
+impl Agent {
+    /// Starts an agent on a node and waits until it has programmed what the manifests say.
+    #[track_caller]
+    pub fn start(node: &Node, manifests: &Path, options: AgentOptions) -> Self {
+        sweep::stale();
+        let mut agent = Self {
+            process: None,
+            netns: node.netns.path().to_owned(),
+            node_name: node.name.clone(),
+            manifests: manifests.to_owned(),
+            pin_path: sweep::unique_pin_path(),
+            options,
+            binary: workspace_binary("lbxdp-agent"),
+            scratch: Scratch::new("agent"),
+        };
+        agent.start_again();
+        agent
+    }
+
+    /// The pin path; the maps are in `v1/` below it.
+    pub fn pin_path(&self) -> &Path {
+        &self.pin_path
+    }
+
+    /// The name of the node it serves.
+    pub fn node_name(&self) -> &str {
+        &self.node_name
+    }
+
+    /// Everything this agent and its predecessors on the same pins have logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// The process, unless it was ended.
+    pub fn process(&mut self) -> Option<&mut Process> {
+        self.process.as_mut()
+    }
+
+    /// Changes what the next start uses.
+    pub fn set_options(&mut self, options: AgentOptions) {
+        self.options = options;
+    }
+
+    /// Starts the agent on the pins that are there, and waits until it is ready.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        assert!(self.process.is_none(), "the agent is running");
+        let AgentOptions { devices, snat_ports, extra, log_filter, do_not_wait } = &self.options;
+        let mut command = self.inside();
+        command.arg("run").arg("--manifests").arg(&self.manifests);
+        command.args(["--node-name", &self.node_name]).arg("--pin-path").arg(&self.pin_path);
+        command.args(["--listen", &LISTEN.to_string()]);
+        for device in devices {
+            command.args(["--device", device]);
+        }
+        if let Some((low, high)) = snat_ports {
+            command.args(["--snat-ports", &format!("{low}-{high}")]);
+        }
+        command.args(extra);
+        command.env("RUST_LOG", log_filter.as_deref().unwrap_or("info"));
+        command.env("RUST_BACKTRACE", "1").env("NO_COLOR", "1");
+        let mut process = Process::spawn(&mut command, &self.log_path());
+        if !do_not_wait {
+            process
+                .wait_ready(READY_WITHIN, |_| self.get("/readyz").is_some_and(|(s, _)| s == 200));
+        }
+        self.process = Some(process);
+    }
+
+    /// Waits until `/readyz` says yes.
+    #[track_caller]
+    pub fn wait_ready(&mut self) {
+        let mut process = self.process.take().expect("the agent is running");
+        process.wait_ready(READY_WITHIN, |_| self.get("/readyz").is_some_and(|(s, _)| s == 200));
+        self.process = Some(process);
+    }
+
+    /// SIGKILL. The pins stay.
+    #[track_caller]
+    pub fn kill9(&mut self) {
+        self.process.take().expect("the agent is running").kill9();
+    }
+
+    /// SIGTERM. The pins stay.
+    #[track_caller]
+    pub fn stop(&mut self) -> ExitStatus {
+        self.process.take().expect("the agent is running").stop(Duration::from_secs(10))
+    }
+
+    /// SIGTERM, then a new agent on the same pins.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.stop();
+        self.start_again();
+    }
+
+    /// Runs a subcommand on this agent's pins, in its node, and returns what it printed. Works
+    /// whether the agent lives or not.
+    #[track_caller]
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        run(self.inside().args(arguments).arg("--pin-path").arg(&self.pin_path))
+    }
+
+    /// The same with `-o json`.
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let mut arguments = arguments.to_vec();
+        arguments.extend(["-o", "json"]);
+        let text = self.cli(&arguments);
+        match serde_json::from_str(&text) {
+            Ok(value) => value,
+            Err(error) => panic!("{arguments:?}: {error}\n{text}"),
+        }
+    }
+
+    /// `status -o json`.
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        Status(self.json(&["status"]))
+    }
+
+    /// `GET path` from the address of `--listen`: status code and body.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                let file = std::fs::File::open(&self.netns).ok()?;
+                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
+                http::get(LISTEN, Source::ANY, path, Duration::from_secs(2)).ok()
+            });
+            inside.join().ok().flatten()
+        })
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.scratch.join("agent.log")
+    }
+
+    fn inside(&self) -> std::process::Command {
+        let mut command = crate::process::command("nsenter");
+        command.arg(format!("--net={}", self.netns.display())).arg(&self.binary);
+        command
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.process = None;
+        if std::thread::panicking() {
+            // The test harness shows it with the failure.
+            println!("--- log of the agent on {}\n{}", self.node_name, self.log());
+        }
+        let _ = self.inside().arg("cleanup").arg("--pin-path").arg(&self.pin_path).output();
+        // Whatever `cleanup` did: no pin may survive a test.
+        let _ = std::fs::remove_dir_all(&self.pin_path);
+    }
+}
+
+/// What `status -o json` says.
+#[derive(Clone, Debug)]
+pub struct Status(pub Value);
+
+impl Status {
+    /// The counter of this name, from the object `counters`; 0 if there is none.
+    pub fn counter(&self, name: &str) -> u64 {
+        self.number("/counters", name)
+    }
+
+    /// Drops for the reason of this name, from the object `drops`; 0 if there is none.
+    pub fn drops(&self, name: &str) -> u64 {
+        self.number("/drops", name)
+    }
+
+    /// Drops for all reasons together.
+    pub fn all_drops(&self) -> u64 {
+        let drops = self.0.pointer("/drops").and_then(Value::as_object);
+        drops.map_or(0, |drops| drops.values().filter_map(Value::as_u64).sum())
+    }
+
+    /// Every counter and drop reason that changed since `before`, and by how much:
+    /// `counters.flow_new`, `drops.malformed`. For tests that name every change they expect.
+    pub fn changes_since(&self, before: &Self) -> BTreeMap<String, i128> {
+        let mut changes = BTreeMap::new();
+        for object in ["counters", "drops"] {
+            for (status, sign) in [(self, 1), (before, -1)] {
+                let values = status.0.get(object).and_then(Value::as_object);
+                for (name, value) in values.into_iter().flatten() {
+                    let value = i128::from(value.as_u64().unwrap_or(0));
+                    *changes.entry(format!("{object}.{name}")).or_default() += sign * value;
+                }
+            }
+        }
+        changes.retain(|_, change| *change != 0);
+        changes
+    }
+
+    fn number(&self, object: &str, name: &str) -> u64 {
+        self.0.pointer(object).and_then(|o| o.get(name)).and_then(Value::as_u64).unwrap_or(0)
+    }
+}

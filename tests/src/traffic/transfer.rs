@@ -1,0 +1,70 @@
+//! Bulk in both directions, every byte compared.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::http::Client;
+use super::socket::Source;
+
+/// What to move.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer {
+    /// An `http` server, or something in front of one.
+    pub target: SocketAddr,
+    /// From where.
+    pub source: Source,
+    /// Bytes each way: first down, then up, on one connection.
+    pub bytes: u64,
+    /// At most so many bytes per second, to make it last.
+    pub rate: Option<u64>,
+    /// For each read and write.
+    pub timeout: Duration,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Bytes that were moved and compared, both ways together.
+    pub bytes: u64,
+    /// What went wrong.
+    pub errors: Vec<String>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl Transfer {
+    /// `bytes` each way, as fast as it goes.
+    pub fn new(target: SocketAddr, bytes: u64) -> Self {
+        Self { target, source: Source::ANY, bytes, rate: None, timeout: Duration::from_secs(10) }
+    }
+
+    /// At most so many bytes per second.
+    #[must_use]
+    pub fn rate(mut self, rate: u64) -> Self {
+        self.rate = Some(rate);
+        self
+    }
+
+    /// Moves it, in the calling thread's namespace.
+    pub fn run(&self) -> Report {
+        let Self { target, source, bytes, rate, timeout } = *self;
+        let start = Instant::now();
+        let mut report = Report { bytes: 0, errors: Vec::new(), seconds: 0.0 };
+        let moved = (|| -> io::Result<()> {
+            let mut client = Client::connect(target, source, timeout)?;
+            client.download(bytes, rate)?;
+            report.bytes += bytes;
+            client.upload(bytes, rate)?;
+            report.bytes += bytes;
+            Ok(())
+        })();
+        if let Err(error) = moved {
+            report.errors.push(error.to_string());
+        }
+        report.seconds = start.elapsed().as_secs_f64();
+        report
+    }
+}

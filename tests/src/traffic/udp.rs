@@ -1,0 +1,53 @@
+//! A UDP server that answers each datagram with its answer line and the payload.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use super::socket::{Source, udp};
+use super::{Answer, answer_line};
+
+/// Serves until the socket fails.
+pub fn serve(socket: &UdpSocket, name: &str) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 16];
+    let mut requests = 0;
+    loop {
+        let (count, peer) = match socket.recv_from(&mut buffer) {
+            Ok(received) => received,
+            // An ICMP error about an earlier answer.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+            Err(error) => return Err(error),
+        };
+        requests += 1;
+        let mut answer = answer_line(name, peer, requests).into_bytes();
+        answer.push(b' ');
+        answer.extend_from_slice(&buffer[..count]);
+        // The client may be gone.
+        let _ = socket.send_to(&answer, peer);
+    }
+}
+
+/// Sends one datagram and waits for the answer to it.
+pub fn ask(
+    target: SocketAddr,
+    source: Source,
+    payload: &str,
+    timeout: Duration,
+) -> io::Result<Answer> {
+    ask_on(&udp(target, source, timeout)?, payload)
+}
+
+/// The same on a socket that is connected already (see [`udp`]).
+pub fn ask_on(socket: &UdpSocket, payload: &str) -> io::Result<Answer> {
+    socket.send(payload.as_bytes())?;
+    let mut buffer = vec![0; 1 << 16];
+    let count = socket.recv(&mut buffer)?;
+    let answer = Answer::parse(&String::from_utf8_lossy(&buffer[..count]))?;
+    if answer.rest == payload {
+        return Ok(answer);
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("sent {payload:?}, got {:?}", answer.rest),
+    ))
+}

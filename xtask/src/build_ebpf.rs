@@ -1,0 +1,56 @@
+//! Builds the packet programs.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+
+use crate::util::{self, cargo, root, step};
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// Flags of rustc. The processor `v3` (kernel 5.1) gives 32-bit instructions and jumps; unaligned loads
+/// are what lets an address of a packet be read in one piece, and the kernel's verifier allows
+/// them on every machine with efficient unaligned access.
+const RUSTFLAGS: &[&str] = &[
+    "-Clinker=bpf-linker",
+    "-Clink-arg=--btf",
+    "-Ctarget-cpu=v3",
+    "-Clink-arg=--cpu-features=+alu32,+allows-misaligned-mem-access",
+    "-Cdebuginfo=2",
+];
+
+/// Builds the object and copies it to `target/bpf/lbxdp-ebpf`, where the agent's build looks for
+/// it. The copy is left alone if nothing changed, so that the agent is not built again.
+fn build() -> Result<()> {
+    let arch = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
+    let mut flags = RUSTFLAGS.to_vec();
+    flags.push(&arch);
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--package", "lbxdp-ebpf", "--bin", "lbxdp-ebpf"]);
+    build.args(["--release", "--target", TARGET, "-Zbuild-std=core"]);
+    build.args(["--target-dir", "target/bpf-build"]);
+    build.env("RUSTC_BOOTSTRAP", "1");
+    build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    build.env_remove("RUSTFLAGS");
+    util::run(&mut build)?;
+
+    let built = root().join("target/bpf-build").join(TARGET).join("release/lbxdp-ebpf");
+    let object = fs::read(&built).with_context(|| built.display().to_string())?;
+    let dir = root().join("target/bpf");
+    let copy = dir.join("lbxdp-ebpf");
+    if fs::read(&copy).ok().as_ref() != Some(&object) {
+        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        // By rename: a build of the agent that runs at the same time sees all of it or nothing.
+        let draft = dir.join(format!("lbxdp-ebpf.{}", std::process::id()));
+        fs::write(&draft, &object).with_context(|| draft.display().to_string())?;
+        fs::rename(&draft, &copy).with_context(|| copy.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// The command.
+pub fn run() -> Result<()> {
+    crate::setup::toolchain()?;
+    step("building the packet programs");
+    build()
+}

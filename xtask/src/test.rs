@@ -1,0 +1,125 @@
+//! Runs every test and counts.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::util::{build_programs, cargo, step};
+use crate::{setup, util};
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args, Default)]
+pub struct Options {
+    /// Also the long variants of tests that have one.
+    #[arg(long)]
+    long: bool,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+    /// Tests at a time. Most of them wait for packets, so more than there are processors.
+    #[arg(long, env = "LBXDP_TEST_THREADS")]
+    threads: Option<usize>,
+}
+
+/// The command. Fails unless every test ran and passed.
+pub fn run(options: &Options) -> Result<()> {
+    let Options { long, filter, threads } = options;
+    let ready = setup::toolchain().and_then(|()| setup::machine()).and_then(|()| build_programs());
+    let mut tally = Tally::default();
+    let ran = match ready {
+        Ok(()) => {
+            let threads = threads.unwrap_or_else(default_threads);
+            let mut test = cargo();
+            test.args(["test", "--workspace", "--no-fail-fast"]);
+            // `#[ignore]` keeps what needs root out of a plain `cargo test`. Here root was checked,
+            // so everything runs.
+            test.args(filter).args(["--", "--include-ignored"]);
+            test.args(["--test-threads", &threads.to_string()]);
+            if *long {
+                test.env("LBXDP_LONG", "1");
+            }
+            step(&format!("running the tests, {threads} at a time"));
+            stream(&mut test, &mut tally)
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = &ran {
+        eprintln!("error: {error:#}");
+        // A test program that could not be built or ended early has no line of its own.
+        tally.failed = tally.failed.max(1);
+    }
+    let Tally { passed, failed, skipped } = tally;
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    // Nothing is printed after that line: the exit code says the rest.
+    if ran.is_err() || failed > 0 || skipped > 0 || passed == 0 {
+        let _ = std::io::stdout().flush();
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(4, |n| n.get().max(4))
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Tally {
+    /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; …`.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else { return };
+        for part in result.split(['.', ';']) {
+            let Some((number, what)) = part.trim().split_once(' ') else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.skipped += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn stream(test: &mut Command, tally: &mut Tally) -> Result<()> {
+    let mut child = test.stdout(Stdio::piped()).spawn().context("cargo test")?;
+    let mut lines = BufReader::new(child.stdout.take().context("cargo's output")?);
+    let mut stdout = std::io::stdout().lock();
+    let mut line = Vec::new();
+    // Bytes, not text: a test may print anything.
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        stdout.write_all(&line)?;
+        stdout.flush()?;
+        tally.add(String::from_utf8_lossy(&line).trim_end());
+        line.clear();
+    }
+    drop(stdout);
+    let status = child.wait()?;
+    ensure!(status.success(), "{}: {status}", lbxdp_tests::process::words(test));
+    Ok(())
+}
+
+/// The tests as the last step of CI.
+pub fn run_default() -> Result<()> {
+    util::step("tests");
+    run(&Options::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_add_up_and_other_lines_do_not() {
+        let mut tally = Tally::default();
+        tally.add("running 4 tests");
+        tally.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.05s");
+        tally.add("test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.10s");
+        assert_eq!(tally, Tally { passed: 5, failed: 4, skipped: 1 });
+    }
+}

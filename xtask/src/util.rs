@@ -1,0 +1,65 @@
+//! What the tasks share.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use lbxdp_tests::process::words;
+
+/// The workspace's directory.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is one level down")
+}
+
+/// A command in the workspace's directory that finds administrators' tools and cargo's.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = lbxdp_tests::process::command(program);
+    let mut path = command
+        .get_envs()
+        .find_map(|(key, value)| (key == "PATH").then_some(value).flatten())
+        .map(OsStr::to_owned)
+        .unwrap_or_default();
+    if let Some(bin) = cargo_bin() {
+        path.push(":");
+        path.push(bin);
+    }
+    command.env("PATH", path).current_dir(root());
+    command
+}
+
+fn cargo_bin() -> Option<PathBuf> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    Some(home?.join("bin"))
+}
+
+/// The cargo that runs this task.
+pub fn cargo() -> Command {
+    command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Runs a command with this task's own output; its failure is an error.
+pub fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| words(command))?;
+    ensure!(status.success(), "{}: {status}", words(command));
+    Ok(())
+}
+
+/// What a command prints, or nothing if it cannot be run or fails.
+pub fn output(command: &mut Command) -> Option<String> {
+    let output = command.output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Says what comes next.
+pub fn step(text: &str) {
+    eprintln!("==> {text}");
+}
+
+/// Builds the agent and the test programs, after the object that the agent embeds.
+pub fn build_programs() -> Result<()> {
+    crate::build_ebpf::run()?;
+    step("building the agent and the test programs");
+    run(cargo().args(["build", "--workspace", "--bins", "--quiet"]))
+}
