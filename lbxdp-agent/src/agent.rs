@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
-use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
@@ -33,6 +32,9 @@ use crate::view;
 const DEVICES_EVERY: Duration = Duration::from_secs(5);
 /// Flows are read this often while an address waits for its last flow to end.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// The programs' log is looked into this often.
+const LOG_EVERY: Duration = Duration::from_millis(100);
 
 /// What the agent is told.
 #[derive(Clone, Debug)]
@@ -202,8 +204,7 @@ impl Agent {
             self.sources.clear();
             self.sources_version = Some(network.routes_version);
         }
-        let mut facts =
-            NodeFacts { addresses: network.addresses(), snat_sources: BTreeMap::new() };
+        let mut facts = NodeFacts { addresses: network.addresses(), snat_sources: BTreeMap::new() };
         for frontend in self.desired.frontends.values() {
             for endpoints in [&frontend.external, &frontend.internal] {
                 let Endpoints::Serve(backends) = endpoints else { continue };
@@ -283,17 +284,17 @@ fn announce(status: &DeviceStatus) {
 
 /// Forwards what the programs log, if they were told to.
 fn packet_log(dataplane: &mut Dataplane) -> anyhow::Result<Option<tokio::task::JoinHandle<()>>> {
-    let logger = match EbpfLogger::init(dataplane.ebpf_mut()) {
+    let mut logger = match EbpfLogger::init(dataplane.ebpf_mut()) {
         Ok(logger) => logger,
         // With the log off, the verifier removed it.
         Err(aya_log::Error::MapNotFound) => return Ok(None),
         Err(error) => return Err(error).context("opening the programs' log"),
     };
-    let mut logger = AsyncFd::new(logger).context("waiting for the programs' log")?;
+    let mut tick = tokio::time::interval(LOG_EVERY);
     Ok(Some(tokio::spawn(async move {
-        while let Ok(mut ready) = logger.readable_mut().await {
-            ready.get_inner_mut().flush();
-            ready.clear_ready();
+        loop {
+            tick.tick().await;
+            logger.flush();
         }
     })))
 }

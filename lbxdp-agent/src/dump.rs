@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use lbxdp_common::{AddressFlags, FrontendKind, TablePolicy, TableRef};
 

@@ -24,7 +24,7 @@ pub mod quarantine;
 pub mod reconcile;
 pub mod serve;
 pub mod slab;
-pub mod source;
 pub mod snat_ports;
+pub mod source;
 pub mod sys;
 pub mod view;

@@ -33,10 +33,8 @@ pub fn text(health: &Health) -> anyhow::Result<String> {
     };
 
     let build = gauges(&mut registry, "build_info", "Version of the agent and of the map layout");
-    let version = vec![
-        ("version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("abi", ABI_VERSION.to_string()),
-    ];
+    let version =
+        vec![("version", env!("CARGO_PKG_VERSION").to_owned()), ("abi", ABI_VERSION.to_string())];
     build.get_or_create(&version).set(1);
 
     let problems = gauges(&mut registry, "problems", "What is wrong with the input, by severity");

@@ -78,8 +78,7 @@ impl Health {
 
 /// Listens on `addr` and answers in the background.
 pub async fn spawn(addr: SocketAddr, health: Arc<Health>) -> anyhow::Result<()> {
-    let listener =
-        TcpListener::bind(addr).await.with_context(|| format!("--listen {addr}"))?;
+    let listener = TcpListener::bind(addr).await.with_context(|| format!("--listen {addr}"))?;
     let router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -109,8 +108,6 @@ async fn scrape(State(health): State<Arc<Health>>) -> impl IntoResponse {
             let content = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, content)], text).into_response()
         }
-        Err(error) => {
-            (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response()
-        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
     }
 }

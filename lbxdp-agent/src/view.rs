@@ -106,9 +106,9 @@ pub fn frontends(maps: &PinnedMaps, actual: &Actual) -> Result<Vec<FrontendView>
         let FrontendAddr { addr: ip, port, protocol } = *addr;
         let table = actual.descriptors.get(&(family, *id)).copied().unwrap_or_default();
         let table = TableRef(table.external);
-        let backends = backends_of(actual, family, table).into_iter().map(|(_, entry)| {
-            BackendView { address: entry.addr(), local: entry.is_local() }
-        });
+        let backends = backends_of(actual, family, table)
+            .into_iter()
+            .map(|(_, entry)| BackendView { address: entry.addr(), local: entry.is_local() });
         let FrontendStats { packets, bytes, reply_packets, reply_bytes } =
             maps.stats(family, *id)?;
         views.push(FrontendView {
@@ -225,7 +225,8 @@ fn flow_view<A: Octets + Into<IpAddr>>(
     let protocol = Protocol::from_number(key.protocol);
     Some(FlowView {
         service: name(actual, family, flow.frontend),
-        protocol: protocol.map_or_else(|| key.protocol.to_string(), |protocol| protocol.to_string()),
+        protocol: protocol
+            .map_or_else(|| key.protocol.to_string(), |protocol| protocol.to_string()),
         client: socket(key.src, key.src_port),
         frontend: socket(key.dst, key.dst_port),
         source: socket(flow.src, flow.src_port),

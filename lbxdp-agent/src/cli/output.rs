@@ -19,7 +19,7 @@ pub enum Format {
 /// A table without lines, such as kubectl prints.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table.set_header(header.iter().map(|title| title.to_uppercase()));
     table
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use lbxdp_common::ABI_VERSION;
 use serde::Serialize;
 
-use crate::apply::Maps as _;
 use crate::attach::{self, DeviceStatus, TcKind};
 use crate::cli::output::{self, Format, table};
 use crate::cli::{ReadArgs, list};
