@@ -57,6 +57,7 @@ pub struct MapSpec {
 
 /// The maps of `object` that are pinned, by name. Globals, scratch space, logs and program arrays
 /// belong to one generation of programs and are not.
+#[expect(clippy::disallowed_methods, reason = "collected into an ordered map")]
 pub fn pinned_maps(object: &[u8]) -> anyhow::Result<BTreeMap<String, MapSpec>> {
     let object = Object::parse(object).context("the BPF object cannot be read")?;
     Ok(object

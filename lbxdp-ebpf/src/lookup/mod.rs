@@ -1,5 +1,10 @@
 //! The maps and the questions asked of them. No other module sees a map.
 
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key or value that is passed on by value is copied to the stack first"
+)]
+
 pub mod address;
 pub mod backend;
 pub mod count;

@@ -43,7 +43,7 @@ impl Remote {
         Self { request: Packet::new(protocol, net.client, net.vip), net }
     }
 
-    fn from_port(&self, port: u16) -> Packet {
+    fn client_on(&self, port: u16) -> Packet {
         let client = SocketAddr::new(self.net.client.ip(), port);
         self.request.between(client, self.net.vip)
     }
@@ -186,7 +186,7 @@ fn four_source_ports_serve_four_clients_and_are_free_again_after_expiry() {
         let remote = Remote::new(&mut rig, net, protocol);
         let mut ports = Vec::new();
         for client in 1..=4 {
-            let packet = remote.from_port(client);
+            let packet = remote.client_on(client);
             let out = rig.xdp(&packet.bytes());
             assert_eq!(out.verdict, XDP_TX);
             ports.push(source_port(&packet, &out));
@@ -195,14 +195,14 @@ fn four_source_ports_serve_four_clients_and_are_free_again_after_expiry() {
         assert_eq!(ports, [61_000, 61_001, 61_002, 61_003]);
         rig.expect_moved(&[("flow_new", 4), ("transmitted", 4)]);
 
-        assert_eq!(rig.xdp(&remote.from_port(5).bytes()).verdict, XDP_DROP);
+        assert_eq!(rig.xdp(&remote.client_on(5).bytes()).verdict, XDP_DROP);
         rig.expect_moved(&[("snat_ports_exhausted", 1)]);
         // Those who have a port keep it.
-        assert_eq!(rig.xdp(&remote.from_port(1).bytes()).verdict, XDP_TX);
+        assert_eq!(rig.xdp(&remote.client_on(1).bytes()).verdict, XDP_TX);
         rig.expect_moved(&[("flow_hit", 1), ("transmitted", 1)]);
 
         rig.age(61);
-        let packet = remote.from_port(5);
+        let packet = remote.client_on(5);
         let out = rig.xdp(&packet.bytes());
         assert_eq!(out.verdict, XDP_TX);
         rig.expect_moved(&[("flow_expired", 1), ("flow_new", 1), ("transmitted", 1)]);
@@ -279,13 +279,13 @@ fn two_clients_never_share_a_port_after_an_eviction() {
     let mut rig = Rig::with_snat_ports(61_000, 61_000);
     for (net, protocol) in every() {
         let remote = Remote::new(&mut rig, net, protocol);
-        rig.xdp(&remote.from_port(1).bytes());
+        rig.xdp(&remote.client_on(1).bytes());
         // The reply's half is evicted, and the port goes to another client.
         rig.evict(|is_reply| is_reply);
-        assert_eq!(rig.xdp(&remote.from_port(2).bytes()).verdict, XDP_TX);
+        assert_eq!(rig.xdp(&remote.client_on(2).bytes()).verdict, XDP_TX);
         rig.moved();
         // The first client's half finds out with its next packet.
-        assert_eq!(rig.xdp(&remote.from_port(1).flags(".").bytes()).verdict, XDP_DROP);
+        assert_eq!(rig.xdp(&remote.client_on(1).flags(".").bytes()).verdict, XDP_DROP);
         rig.expect_moved(&[("flow_broken", 1), ("snat_ports_exhausted", 1)]);
         assert_eq!(
             rig.xdp(&remote.reply_to(61_000).bytes()),
@@ -379,7 +379,7 @@ fn flows_outlive_their_frontend_and_strangers_pass() {
         rig.moved();
         assert_eq!(rig.xdp(&remote.request.bytes()).verdict, XDP_TX);
         rig.expect_moved(&[("flow_hit", 1), ("transmitted", 1)]);
-        let stranger = remote.from_port(9);
+        let stranger = remote.client_on(9);
         assert_eq!(rig.xdp(&stranger.bytes()), fate(XDP_PASS, &stranger));
         rig.expect_moved(&[]);
     }

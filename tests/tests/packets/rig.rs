@@ -37,6 +37,9 @@ pub const CLIENT: [u8; 6] = [2, 0, 0, 0, 0, 0xc1];
 pub const PEER0: [u8; 6] = [2, 0, 0, 0, 0, 0xb0];
 pub const PEER1: [u8; 6] = [2, 0, 0, 0, 0, 0xb1];
 
+/// An entry of a flow table.
+pub type Entry<A> = (FlowKey<A>, Flow<A>);
+
 /// One packet's fate.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fate {
@@ -272,13 +275,13 @@ impl Rig {
     }
 
     /// Every IPv4 flow entry.
-    pub fn flows_v4(&mut self) -> Vec<(FlowKey<[u8; 4]>, Flow<[u8; 4]>)> {
+    pub fn flows_v4(&mut self) -> Vec<Entry<[u8; 4]>> {
         let map = self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4");
         map.iter().map(|entry| entry.expect("readable")).collect()
     }
 
     /// Every IPv6 flow entry.
-    pub fn flows_v6(&mut self) -> Vec<(FlowKey<[u8; 16]>, Flow<[u8; 16]>)> {
+    pub fn flows_v6(&mut self) -> Vec<Entry<[u8; 16]>> {
         let map = self.hash::<FlowKey<[u8; 16]>, Flow<[u8; 16]>>("flows_v6");
         map.iter().map(|entry| entry.expect("readable")).collect()
     }
