@@ -1,0 +1,126 @@
+//! Manifests in, a sorted symbolic dump of the maps and every complaint out, as text that is
+//! reviewed like code: each directory under `golden/manifests` is a case, and so is `examples`.
+//!
+//! Objects are also added one by one, in both orders, and everything is programmed after each:
+//! the text must be the same. `UPDATE_GOLDEN=1 cargo test -p lbxdp-tests --test manifests` writes
+//! the files anew.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use lbxdp_agent::apply::fake::FakeMaps;
+use lbxdp_agent::dump::dump;
+use lbxdp_agent::index::Index;
+use lbxdp_agent::model::{Desired, Endpoints, NodeFacts, Severity};
+use lbxdp_agent::reconcile::Reconciler;
+use lbxdp_agent::source::manifests;
+use lbxdp_agent::source::{Object, Sourced};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// The node whose maps are shown.
+const NODE: &str = "node-a";
+
+/// A node that reaches every remote backend from its one address of that family.
+fn facts(desired: &Desired) -> NodeFacts {
+    let v4: IpAddr = "198.51.100.11".parse().expect("an address");
+    let v6: IpAddr = "2001:db8:1::11".parse().expect("an address");
+    let mut facts = NodeFacts { addresses: [v4, v6].into(), ..NodeFacts::default() };
+    for frontend in desired.frontends.values() {
+        for endpoints in [&frontend.external, &frontend.internal] {
+            if let Endpoints::Serve(backends) = endpoints {
+                for backend in backends.difference(&desired.local_backends) {
+                    let source = if backend.is_ipv4() { v4 } else { v6 };
+                    facts.snat_sources.insert(backend.ip(), source);
+                }
+            }
+        }
+    }
+    facts
+}
+
+/// The maps after each step of a growing index was programmed and every quarantine is over.
+fn program(steps: &[Index]) -> String {
+    let mut reconciler = Reconciler::new(FakeMaps::default(), 0).expect("memory");
+    let mut now = 0;
+    let last = steps.last().expect("a step");
+    let settled = [last, last, last];
+    for (index, flows) in
+        steps.iter().map(|step| (step, None)).chain(settled.map(|step| (step, Some(BTreeSet::new()))))
+    {
+        now += SECOND;
+        reconciler.maps_mut().now = now;
+        let (desired, _) = index.desired();
+        let outcome = reconciler.reconcile(&desired, &facts(&desired), flows.as_ref(), now);
+        assert!(outcome.failure.is_none());
+        assert_eq!(outcome.problems, [], "planning has nothing to complain about");
+    }
+    dump(reconciler.actual())
+}
+
+fn grow<'a>(objects: impl Iterator<Item = &'a Sourced<Object>>) -> Vec<Index> {
+    let mut index = Index::new(NODE);
+    objects
+        .map(|object| {
+            index.apply(object.clone());
+            index.clone()
+        })
+        .collect()
+}
+
+#[track_caller]
+fn check(manifests: &Path, golden: &Path) {
+    let snapshot = manifests::load(manifests).expect("the case's directory");
+    let mut index = Index::new(NODE);
+    index.replace(snapshot.objects.clone());
+    let dump = program(std::slice::from_ref(&index));
+    assert_eq!(program(&grow(snapshot.objects.iter())), dump, "one by one");
+    assert_eq!(program(&grow(snapshot.objects.iter().rev())), dump, "one by one, last first");
+
+    let mut text = dump;
+    text.push_str("\nproblems\n");
+    for problem in snapshot.problems.iter().chain(&index.desired().1) {
+        let severity = match problem.severity {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        };
+        writeln!(text, "  {severity}: {problem}").expect("memory");
+    }
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(golden, &text).expect("writable");
+    }
+    let expected = std::fs::read_to_string(golden).unwrap_or_default();
+    assert_eq!(text, expected, "{} differs; UPDATE_GOLDEN=1 accepts it", golden.display());
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+fn check_case(name: &str) {
+    let dir = golden().join("manifests").join(name);
+    check(&dir, &dir.join("maps.txt"));
+}
+
+#[test]
+fn the_examples_are_served_as_their_comments_say() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    check(&examples, &golden().join("examples.txt"));
+}
+
+#[test]
+fn named_ports_are_joined_by_name_and_may_differ_from_pod_to_pod() {
+    check_case("named-ports");
+}
+
+#[test]
+fn policies_decide_who_is_served_dropped_and_refused() {
+    check_case("policies");
+}
+
+#[test]
+fn bad_input_is_named_and_everything_valid_is_served() {
+    check_case("bad-input");
+}
