@@ -19,7 +19,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow, bail};
-use aya::programs::{SchedClassifier, Xdp};
+use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 
@@ -482,10 +482,24 @@ fn load_programs(
             .ok_or_else(|| anyhow!("the BPF object has no program {name}"))?
             .try_into()
             .with_context(|| format!("program {name}"))?;
-        program.load().with_context(|| format!("program {name}"))?;
+        patiently(|| program.load()).with_context(|| format!("program {name}"))?;
         programs.insert(point, loaded(program.fd()?.as_fd())?);
     }
     Ok((ebpf, programs, frags))
+}
+
+/// Loads a program. The verifier gives up with EAGAIN when a signal is pending, which says nothing
+/// about the program (libbpf tries five times, too).
+fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const ATTEMPTS: usize = 5;
+    for _ in 1..ATTEMPTS {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+    load()
 }
 
 /// The program with frags (5.18+, or backported), else the one without.
@@ -496,7 +510,7 @@ fn load_xdp(ebpf: &mut Ebpf, config: &Config) -> anyhow::Result<(Loaded, bool)> 
             .ok_or_else(|| anyhow!("the BPF object has no program {name}"))?
             .try_into()
             .with_context(|| format!("program {name}"))?;
-        program.load().with_context(|| format!("program {name}"))?;
+        patiently(|| program.load()).with_context(|| format!("program {name}"))?;
         loaded(program.fd()?.as_fd())
     };
     if !config.without_frags {

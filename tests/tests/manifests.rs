@@ -47,8 +47,10 @@ fn program(steps: &[Index]) -> String {
     let mut now = 0;
     let last = steps.last().expect("a step");
     let settled = [last, last, last];
-    for (index, flows) in
-        steps.iter().map(|step| (step, None)).chain(settled.map(|step| (step, Some(BTreeSet::new()))))
+    for (index, flows) in steps
+        .iter()
+        .map(|step| (step, None))
+        .chain(settled.map(|step| (step, Some(BTreeSet::new()))))
     {
         now += SECOND;
         reconciler.maps_mut().now = now;
