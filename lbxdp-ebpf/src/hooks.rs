@@ -4,11 +4,14 @@ pub mod egress;
 pub mod tc;
 pub mod xdp;
 
-use lbxdp_common::DropReason;
+use lbxdp_common::{DropReason, Flow};
 
 use crate::{
     family::Family,
+    lookup::count,
     packet::{Packet, Pair, read},
+    parse::Segment,
+    rewrite::Rewriter,
     work::Work,
 };
 
@@ -42,4 +45,27 @@ fn begin<F: Family, P: Packet>(packet: &P, l3: usize) -> Option<&'static mut Wor
     work.segment.key.src = addresses.src;
     work.segment.key.dst = addresses.dst;
     Some(work)
+}
+
+/// Translates a packet whose way through the stack is right.
+#[inline(always)]
+fn up<F: Family, P: Packet + Rewriter>(
+    packet: &P,
+    segment: &Segment<F::Addr>,
+    flow: &Flow<F::Addr>,
+) -> Outcome {
+    if packet.translate::<F>(segment, flow) {
+        account::<F, _>(packet, segment, flow);
+        Outcome::Translated
+    } else {
+        Outcome::Drop(DropReason::RewriteFailed)
+    }
+}
+
+/// Counts a translated packet for its frontend, from the IP header on and without padding, unless
+/// it is larger than its header can say.
+#[inline(always)]
+fn account<F: Family, P: Packet>(packet: &P, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) {
+    let bytes = if segment.len == 0 { packet.len() - segment.l3() } else { segment.len };
+    count::traffic::<F>(flow.frontend, flow.has(Flow::<F::Addr>::REPLY), bytes as u64);
 }

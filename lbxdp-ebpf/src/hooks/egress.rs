@@ -2,7 +2,7 @@
 
 use lbxdp_common::{AddressFlags, Hook};
 
-use super::{Outcome, tc};
+use super::{Outcome, tc, up};
 use crate::{
     family::{Family as _, V4, V6},
     icmp, ingress,
@@ -35,7 +35,7 @@ fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
         return Outcome::Pass;
     }
     if work.flow.dst == work.segment.key.dst {
-        tc::up::<F>(packet, &work.segment, &work.flow)
+        up::<F, _>(packet, &work.segment, &work.flow)
     } else {
         // The reply of a backend that called itself: what it left for is not where it goes.
         tc::forward::<F>(packet, work)

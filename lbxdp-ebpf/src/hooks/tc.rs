@@ -4,7 +4,7 @@
 use aya_ebpf::EbpfContext as _;
 use lbxdp_common::{DropReason, Flow};
 
-use super::Outcome;
+use super::{Outcome, account, up};
 use crate::{
     family::{Family, V4, V6},
     icmp,
@@ -50,7 +50,7 @@ fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
         Verdict::Drop(reason) => Outcome::Drop(reason),
         Verdict::Refuse(reason, error) => refuse::<F>(packet, &work.segment, reason, error),
         Verdict::Translate if work.flow.has(Flow::<F::Addr>::LOCAL) => {
-            up::<F>(packet, &work.segment, &work.flow)
+            up::<F, _>(packet, &work.segment, &work.flow)
         }
         Verdict::Translate => forward::<F>(packet, work),
     }
@@ -73,7 +73,9 @@ pub fn forward<F: icmp::Protocol>(packet: &SkbPacket, work: &mut Work<F::Addr>) 
         Route::Hop { ifindex, .. } | Route::Unresolved { ifindex } => {
             return send::<F>(packet, segment, flow, ifindex);
         }
-        Route::Here if flow.has(Flow::<F::Addr>::REPLY) => return up::<F>(packet, segment, flow),
+        Route::Here if flow.has(Flow::<F::Addr>::REPLY) => {
+            return up::<F, _>(packet, segment, flow);
+        }
         Route::Here | Route::Unsupported => return Outcome::Drop(DropReason::NoRoute),
         Route::TooBig(mtu) => (DropReason::TooBig, icmp::Error::TooBig(mtu)),
         Route::None(reason) => return Outcome::Drop(reason),
@@ -90,23 +92,8 @@ fn send<F: Family>(
     ifindex: u32,
 ) -> Outcome {
     if packet.hop::<F>(segment) && packet.translate::<F>(segment, flow) {
-        account::<F>(packet, segment, flow);
+        account::<F, _>(packet, segment, flow);
         Outcome::Neighbour(ifindex)
-    } else {
-        Outcome::Drop(DropReason::RewriteFailed)
-    }
-}
-
-/// Translates a packet whose way through the stack is right.
-#[inline(always)]
-pub fn up<F: Family>(
-    packet: &SkbPacket,
-    segment: &Segment<F::Addr>,
-    flow: &Flow<F::Addr>,
-) -> Outcome {
-    if packet.translate::<F>(segment, flow) {
-        account::<F>(packet, segment, flow);
-        Outcome::Translated
     } else {
         Outcome::Drop(DropReason::RewriteFailed)
     }
@@ -125,10 +112,4 @@ fn refuse<F: icmp::Protocol>(
     }
     count::drop(reason);
     Outcome::Answer(ifindex)
-}
-
-#[inline(always)]
-fn account<F: Family>(packet: &SkbPacket, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) {
-    let bytes = packet.ctx.len() as usize - segment.l3();
-    count::traffic::<F>(flow.frontend, flow.has(Flow::<F::Addr>::REPLY), bytes as u64);
 }

@@ -3,13 +3,13 @@
 use aya_ebpf::EbpfContext as _;
 use lbxdp_common::{Counter, Device, DropReason, Flow};
 
-use super::Outcome;
+use super::{Outcome, account, up};
 use crate::{
     family::{Family, V4, V6},
     icmp,
     ingress::{self, Verdict},
     lookup::{count, device},
-    packet::{read, readable, xdp::XdpPacket},
+    packet::{read, xdp::XdpPacket},
     parse::{
         Segment,
         ethernet::{self, Frame},
@@ -65,7 +65,7 @@ fn forward<F: icmp::Protocol>(
 ) -> Result<Outcome, (DropReason, icmp::Error)> {
     if work.flow.has(Flow::<F::Addr>::LOCAL) {
         // A tagged frame belongs to the VLAN device above; the stack takes it there.
-        return Ok(up::<F>(packet, &work.segment, &work.flow));
+        return Ok(up::<F, _>(packet, &work.segment, &work.flow));
     }
     let len = work.segment.len;
     let route = route::lookup::<F>(packet.ctx.as_ptr(), ifindex, work, len);
@@ -85,7 +85,7 @@ fn forward<F: icmp::Protocol>(
         && packet.translate::<F>(segment, flow)
         && packet.address_frame(dst, src)
     {
-        account::<F>(packet, segment, flow);
+        account::<F, _>(packet, segment, flow);
         Ok(outcome)
     } else {
         Ok(Outcome::Drop(DropReason::RewriteFailed))
@@ -107,17 +107,6 @@ fn way_out(frame: &Frame, device: Device, ifindex: u32, out: u32) -> Option<Outc
     is_same.then_some(Outcome::Transmit)
 }
 
-/// Translates a packet whose next stop is this host.
-#[inline(always)]
-fn up<F: Family>(packet: &XdpPacket, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> Outcome {
-    if packet.translate::<F>(segment, flow) {
-        account::<F>(packet, segment, flow);
-        Outcome::Translated
-    } else {
-        Outcome::Drop(DropReason::RewriteFailed)
-    }
-}
-
 /// The route of a packet that should leave ends at this host. A reply may: its client lives here.
 #[inline(always)]
 fn here<F: Family>(
@@ -126,7 +115,7 @@ fn here<F: Family>(
     flow: &Flow<F::Addr>,
 ) -> Outcome {
     if flow.has(Flow::<F::Addr>::REPLY) {
-        up::<F>(packet, segment, flow)
+        up::<F, _>(packet, segment, flow)
     } else {
         Outcome::Drop(DropReason::NoRoute)
     }
@@ -149,10 +138,4 @@ fn refuse<F: icmp::Protocol>(
     }
     count::drop(reason);
     Outcome::Answer(ifindex)
-}
-
-#[inline(always)]
-fn account<F: Family>(packet: &XdpPacket, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) {
-    let bytes = if segment.len == 0 { readable(packet) } else { segment.len };
-    count::traffic::<F>(flow.frontend, flow.has(Flow::<F::Addr>::REPLY), bytes as u64);
 }

@@ -14,6 +14,9 @@ pub trait Packet {
     /// skb or of an XDP frame): this end is not the packet's end.
     fn end(&self) -> usize;
 
+    /// Bytes of the whole packet, or, where that cannot be told, those that can be read in place.
+    fn len(&self) -> usize;
+
     /// Asks for the first `len` bytes, or as many as the packet has, to be readable in place.
     fn linearize(&self, len: usize);
 }

@@ -35,8 +35,13 @@ impl Packet for SkbPacket {
     }
 
     #[inline(always)]
+    fn len(&self) -> usize {
+        self.ctx.len() as usize
+    }
+
+    #[inline(always)]
     fn linearize(&self, len: usize) {
-        let whole = self.ctx.len() as usize;
+        let whole = self.len();
         let len = if len < whole { len } else { whole };
         if self.start() + len > self.end() {
             // SAFETY: the context is the kernel's own. A failure leaves the packet as it was, and

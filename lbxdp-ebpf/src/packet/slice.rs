@@ -11,5 +11,9 @@ impl Packet for &[u8] {
         self.as_ptr_range().end as usize
     }
 
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+
     fn linearize(&self, _len: usize) {}
 }

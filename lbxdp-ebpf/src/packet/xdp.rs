@@ -26,6 +26,12 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn len(&self) -> usize {
+        // The length of further buffers is known to a helper from Linux 5.18 on.
+        readable(self)
+    }
+
+    #[inline(always)]
     fn linearize(&self, _len: usize) {}
 }
 
