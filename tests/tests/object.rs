@@ -1,0 +1,93 @@
+//! What the agent, the command line and people with bpftool expect of the object: needs no
+//! privileges, and catches what was renamed.
+
+use lbxdp_agent::object;
+use lbxdp_agent::pins::{MapSpec, pinned_maps};
+use lbxdp_common::limits::{
+    MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, TABLE_BLOCKS,
+};
+use lbxdp_common::{
+    ABI_VERSION, AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FrontendInfo,
+    FrontendKey, FrontendStats, TableBlock, counter, drop_reason,
+};
+
+const INDEX: usize = size_of::<u32>();
+
+/// Name, bytes of key and value, entries.
+fn expected() -> Vec<(&'static str, usize, usize, usize)> {
+    type V4 = [u8; 4];
+    type V6 = [u8; 16];
+    vec![
+        ("addresses_v4", 4, size_of::<AddressFlags>(), MAX_ADDRESSES),
+        ("addresses_v6", 16, size_of::<AddressFlags>(), MAX_ADDRESSES),
+        ("backends_v4", INDEX, size_of::<Backend<V4>>(), MAX_BACKENDS),
+        ("backends_v6", INDEX, size_of::<Backend<V6>>(), MAX_BACKENDS),
+        ("counters", INDEX, size_of::<u64>(), counter::SLOTS),
+        ("descriptors_v4", INDEX, size_of::<Descriptor>(), MAX_FRONTENDS),
+        ("descriptors_v6", INDEX, size_of::<Descriptor>(), MAX_FRONTENDS),
+        ("devices", INDEX, size_of::<Device>(), MAX_DEVICES),
+        ("drops", INDEX, size_of::<u64>(), drop_reason::SLOTS),
+        ("flows_v4", size_of::<FlowKey<V4>>(), size_of::<Flow<V4>>(), MAX_FLOWS),
+        ("flows_v6", size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>(), MAX_FLOWS),
+        ("frontends_v4", size_of::<FrontendKey<V4>>(), size_of::<u32>(), MAX_FRONTENDS),
+        ("frontends_v6", size_of::<FrontendKey<V6>>(), size_of::<u32>(), MAX_FRONTENDS),
+        ("names_v4", INDEX, size_of::<FrontendInfo>(), MAX_FRONTENDS),
+        ("names_v6", INDEX, size_of::<FrontendInfo>(), MAX_FRONTENDS),
+        ("stats_v4", INDEX, size_of::<FrontendStats>(), MAX_FRONTENDS),
+        ("stats_v6", INDEX, size_of::<FrontendStats>(), MAX_FRONTENDS),
+        ("tables", INDEX, size_of::<TableBlock>(), TABLE_BLOCKS),
+    ]
+}
+
+fn maps() -> Vec<(String, MapSpec)> {
+    let object = object::bytes().expect("cargo xtask build-ebpf");
+    pinned_maps(&object).expect("a BPF object").into_iter().collect()
+}
+
+#[test]
+fn the_object_has_exactly_the_maps_that_are_pinned() {
+    let found: Vec<_> = maps()
+        .iter()
+        .map(|(name, spec)| {
+            let sizes = [spec.key_size, spec.value_size, spec.max_entries];
+            (name.clone(), sizes.map(|size| usize::try_from(size).expect("small")))
+        })
+        .collect();
+    let expected: Vec<_> = expected()
+        .into_iter()
+        .map(|(name, key, value, entries)| (name.to_owned(), [key, value, entries]))
+        .collect();
+    assert_eq!(found, expected, "a changed layout needs another ABI_VERSION");
+    assert_eq!(ABI_VERSION, 1);
+}
+
+/// Map memory is charged to the pod that creates the maps: the bound of what a container needs.
+#[test]
+fn the_maps_take_less_than_256_mib_on_a_machine_of_16_cpus() {
+    /// What the kernel keeps beside key and value of a hash element, and its bucket.
+    const HASH_OVERHEAD: usize = 64 + 16;
+    let total: usize = expected()
+        .iter()
+        .map(|(name, key, value, entries)| {
+            let is_hash = ["addresses", "devices", "flows", "frontends"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix));
+            let is_per_cpu =
+                ["counters", "drops", "stats"].iter().any(|prefix| name.starts_with(prefix));
+            let value = value.next_multiple_of(8);
+            let element =
+                if is_hash { key.next_multiple_of(8) + value + HASH_OVERHEAD } else { value };
+            entries * element * if is_per_cpu { 16 } else { 1 }
+        })
+        .sum();
+    assert!(total < 256 << 20, "{} MiB", total >> 20);
+}
+
+#[test]
+fn the_object_has_the_programs_that_are_attached() {
+    let object = object::bytes().expect("cargo xtask build-ebpf");
+    let object = aya_obj::Object::parse(&object).expect("a BPF object");
+    let found: std::collections::BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
+    let expected = ["lbxdp_egress", "lbxdp_ingress", "lbxdp_xdp", "lbxdp_xdp_frags"];
+    assert_eq!(found, expected.into());
+}
