@@ -69,8 +69,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         serve::spawn(addr, Arc::clone(&health)).await?;
     }
 
+    let has_packet_log = dataplane.log_level > 0;
     let mut dataplane = Dataplane::load(&object, &dataplane)?;
-    let _packet_log = packet_log(&mut dataplane)?;
+    if has_packet_log {
+        forward_packet_log(&mut dataplane)?;
+    }
     let maps = dataplane.maps()?;
     let monitor = Monitor::start().context("following the network by netlink")?;
     let mut network = monitor.subscribe();
@@ -282,19 +285,15 @@ fn announce(status: &DeviceStatus) {
     }
 }
 
-/// Forwards what the programs log, if they were told to.
-fn packet_log(dataplane: &mut Dataplane) -> anyhow::Result<Option<tokio::task::JoinHandle<()>>> {
-    let mut logger = match EbpfLogger::init(dataplane.ebpf_mut()) {
-        Ok(logger) => logger,
-        // With the log off, the verifier removed it.
-        Err(aya_log::Error::MapNotFound) => return Ok(None),
-        Err(error) => return Err(error).context("opening the programs' log"),
-    };
+/// Forwards what the programs log to the agent's own log.
+fn forward_packet_log(dataplane: &mut Dataplane) -> anyhow::Result<()> {
+    let mut logger = EbpfLogger::init(dataplane.ebpf_mut()).context("opening the programs' log")?;
     let mut tick = tokio::time::interval(LOG_EVERY);
-    Ok(Some(tokio::spawn(async move {
+    tokio::spawn(async move {
         loop {
             tick.tick().await;
             logger.flush();
         }
-    })))
+    });
+    Ok(())
 }

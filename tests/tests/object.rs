@@ -84,6 +84,7 @@ fn the_maps_take_less_than_256_mib_on_a_machine_of_16_cpus() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "collected into an ordered set")]
 fn the_object_has_the_programs_that_are_attached() {
     let object = object::bytes().expect("cargo xtask build-ebpf");
     let object = aya_obj::Object::parse(&object).expect("a BPF object");
