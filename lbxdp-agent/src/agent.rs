@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::apply::Maps as _;
 use crate::apply::pinned::PinnedMaps;
-use crate::attach::{Config, Dataplane, DeviceStatus};
+use crate::attach::{Config, Dataplane, DeviceStatus, TcKind};
 use crate::device::Rules;
 use crate::index::Index;
 use crate::keep;
@@ -277,10 +277,11 @@ fn announce(status: &DeviceStatus) {
         return;
     }
     let why = why.map(|why| why.to_string()).unwrap_or_default();
+    let tc = tc.map_or("none", TcKind::as_str);
     match xdp {
-        Ok(()) => tracing::info!(device = name, ifindex, why, ?tc, "serving with native XDP"),
+        Ok(()) => tracing::info!(device = name, ifindex, why, tc, "serving with native XDP"),
         Err(reason) => {
-            tracing::info!(device = name, ifindex, why, ?tc, "serving with tc alone: {reason}");
+            tracing::info!(device = name, ifindex, why, tc, "serving with tc alone: {reason}");
         }
     }
 }

@@ -82,6 +82,16 @@ pub enum TcKind {
     Clsact,
 }
 
+impl TcKind {
+    /// The name users know.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
 /// What runs on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceStatus {

@@ -31,7 +31,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use aya_log_ebpf::debug;
+use aya_log_ebpf::info;
 use lbxdp_common::{Counter, DropReason};
 
 use hooks::Outcome;
@@ -144,7 +144,7 @@ const _: () = assert!(TCX_REDIRECT == 7, "what bpf_redirect and bpf_redirect_nei
 #[inline(always)]
 fn ended<C: EbpfContext>(ctx: &C, reason: DropReason) {
     count::drop(reason);
-    debug!(ctx, "packet dropped: reason {}", reason as u32);
+    info!(ctx, "packet dropped: reason {}", reason as u32);
 }
 
 /// Helpers of the kernel ask for it. The sources are under the licences of the repository.

@@ -6,6 +6,7 @@ mod output;
 mod run;
 mod status;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -75,7 +76,11 @@ impl ReadArgs {
 pub fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let log = EnvFilter::try_from_env("LBXDP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(log)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let result = match command {
         Command::Run(args) => run::run(*args),
         Command::Status(args) => status::status(&args),

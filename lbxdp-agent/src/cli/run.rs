@@ -56,8 +56,8 @@ enum TcFlag {
     Clsact,
 }
 
-/// Level of `debug!` in the programs, as `aya_log` counts.
-const DEBUG: u8 = 4;
+/// Level of `info!` in the programs, as `aya_log` counts.
+const INFO: u8 = 3;
 
 /// Runs the agent until SIGINT or SIGTERM.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
@@ -83,7 +83,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         dataplane: Config {
             pin_path,
             snat_ports,
-            log_level: if packet_log { DEBUG } else { 0 },
+            log_level: if packet_log { INFO } else { 0 },
             tc: match tc_mode {
                 TcFlag::Auto => TcMode::Auto,
                 TcFlag::Clsact => TcMode::Clsact,

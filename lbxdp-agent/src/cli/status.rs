@@ -41,11 +41,7 @@ impl From<DeviceStatus> for DeviceLine {
             ifindex,
             xdp: if xdp.is_ok() { "native" } else { "none" },
             reason: xdp.err().map(|reason| reason.to_string()),
-            tc: match tc {
-                Some(TcKind::Tcx) => "tcx",
-                Some(TcKind::Clsact) => "clsact",
-                None => "none",
-            },
+            tc: tc.map_or("none", TcKind::as_str),
         }
     }
 }
