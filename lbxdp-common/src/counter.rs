@@ -36,6 +36,8 @@ numbered! {
         IcmpSent = 13 "icmp_sent",
         /// An ICMP or ICMPv6 error was due but over the rate.
         IcmpSuppressed = 14 "icmp_suppressed",
+        /// An echo request to a service address was answered.
+        EchoAnswered = 15 "echo_answered",
     }
 }
 

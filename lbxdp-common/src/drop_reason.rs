@@ -51,6 +51,14 @@ numbered! {
         ForwardingDisabled = 12 "forwarding_disabled",
         /// A helper refused to change the packet.
         RewriteFailed = 13 "rewrite_failed",
+        /// The source is a loopback address (127.0.0.0/8, ::1), which no wire carries.
+        LoopbackSource = 14 "loopback_source",
+        /// The source is a multicast, broadcast or unspecified address, which nobody sends from.
+        MulticastSource = 15 "multicast_source",
+        /// The source is a service address: nobody sends from there but its own replies.
+        ServiceSource = 16 "service_source",
+        /// An echo request to a service address, over the rate at which ICMP is sent.
+        IcmpRationed = 17 "icmp_rationed",
     }
 }
 

@@ -24,6 +24,10 @@ fn numbers_and_names_of_drop_reasons_are_for_ever() {
         (11, "backend_missing"),
         (12, "forwarding_disabled"),
         (13, "rewrite_failed"),
+        (14, "loopback_source"),
+        (15, "multicast_source"),
+        (16, "service_source"),
+        (17, "icmp_rationed"),
     ];
     assert_eq!(listed, expected);
 }
@@ -49,6 +53,7 @@ fn numbers_and_names_of_counters_are_for_ever() {
         (12, "foreign_mac"),
         (13, "icmp_sent"),
         (14, "icmp_suppressed"),
+        (15, "echo_answered"),
     ];
     assert_eq!(listed, expected);
 }

@@ -29,6 +29,8 @@ pub trait Family: 'static {
     const SRC_OFFSET: usize;
     /// Offset of TTL or hop limit in the IP header.
     const TTL_OFFSET: usize;
+    /// Type of the ICMP or ICMPv6 message that answers an echo request.
+    const ECHO_REPLY: u8;
     /// Offset of the header checksum in the IP header, where the family has one.
     const CHECKSUM_OFFSET: Option<usize>;
 
@@ -37,6 +39,12 @@ pub trait Family: 'static {
 
     /// Ones' complement sum of an address in the byte order of this machine (RFC 1071, 2 (B)).
     fn sum(addr: &Self::Addr) -> u64;
+
+    /// Whether no wire carries the address.
+    fn is_loopback(addr: &Self::Addr) -> bool;
+
+    /// Whether the address is one of many receivers.
+    fn is_multicast(addr: &Self::Addr) -> bool;
 
     /// Fills the addresses of a route lookup.
     fn route_between(params: &mut bpf_fib_lookup, src: &Self::Addr, dst: &Self::Addr);
@@ -76,6 +84,7 @@ impl Family for V4 {
     const ETHER_TYPE: u16 = ethernet::IPV4;
     const SRC_OFFSET: usize = 12;
     const TTL_OFFSET: usize = 8;
+    const ECHO_REPLY: u8 = 0;
     const CHECKSUM_OFFSET: Option<usize> = Some(10);
 
     #[inline(always)]
@@ -87,6 +96,16 @@ impl Family for V4 {
     fn sum(addr: &[u8; 4]) -> u64 {
         let [a, b, c, d] = *addr;
         word(a, b, c, d)
+    }
+
+    #[inline(always)]
+    fn is_loopback(addr: &[u8; 4]) -> bool {
+        addr[0] == 127
+    }
+
+    #[inline(always)]
+    fn is_multicast(addr: &[u8; 4]) -> bool {
+        addr[0] & 0xf0 == 0xe0 || *addr == [0xff; 4]
     }
 
     #[inline(always)]
@@ -139,6 +158,7 @@ impl Family for V6 {
     const ETHER_TYPE: u16 = ethernet::IPV6;
     const SRC_OFFSET: usize = 8;
     const TTL_OFFSET: usize = 7;
+    const ECHO_REPLY: u8 = 129;
     const CHECKSUM_OFFSET: Option<usize> = None;
 
     #[inline(always)]
@@ -150,6 +170,16 @@ impl Family for V6 {
     fn sum(addr: &[u8; 16]) -> u64 {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *addr;
         word(a, b, c, d) + word(e, f, g, h) + word(i, j, k, l) + word(m, n, o, p)
+    }
+
+    #[inline(always)]
+    fn is_loopback(addr: &[u8; 16]) -> bool {
+        *addr == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    }
+
+    #[inline(always)]
+    fn is_multicast(addr: &[u8; 16]) -> bool {
+        addr[0] == 0xff
     }
 
     #[inline(always)]

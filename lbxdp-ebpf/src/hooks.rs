@@ -8,6 +8,7 @@ use lbxdp_common::{DropReason, Flow};
 
 use crate::{
     family::Family,
+    icmp, ingress,
     lookup::count,
     packet::{Packet, Pair, read},
     parse::Segment,
@@ -32,6 +33,8 @@ pub enum Outcome {
     Neighbour(u32),
     /// Replaced by an answer to its sender, behind the device with this interface index.
     Answer(u32),
+    /// An echo request turned into its reply, back behind the device with this interface index.
+    Echo(u32),
     /// It ends here.
     Drop(DropReason),
 }
@@ -60,6 +63,22 @@ fn up<F: Family, P: Packet + Rewriter>(
     } else {
         Outcome::Drop(DropReason::RewriteFailed)
     }
+}
+
+/// Turns an echo request into its reply, as often as ICMP messages may be sent.
+#[inline(always)]
+fn echo<F: Family, P: icmp::Answer>(
+    packet: &P,
+    segment: &Segment<F::Addr>,
+    ifindex: u32,
+) -> Outcome {
+    if !count::may_send_icmp(ingress::now()) {
+        return Outcome::Drop(DropReason::IcmpRationed);
+    }
+    if !icmp::echo::<F, P>(packet, segment) {
+        return Outcome::Drop(DropReason::RewriteFailed);
+    }
+    Outcome::Echo(ifindex)
 }
 
 /// Counts a translated packet for its frontend, from the IP header on and without padding, unless

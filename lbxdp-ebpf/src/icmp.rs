@@ -5,9 +5,12 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
     family::{Family, V4, V6},
-    packet::{Packet, Wire, read, readable, skb::SkbPacket, write, xdp::XdpPacket},
+    packet::{Packet, Pair, Wire, read, readable, skb::SkbPacket, write, xdp::XdpPacket},
     parse::Segment,
-    rewrite::csum::fold16,
+    rewrite::{
+        csum::{Difference, fold16},
+        with_ttl,
+    },
 };
 
 /// What the error says.
@@ -167,9 +170,6 @@ pub fn answer<F: Protocol, P: Answer>(
         return false;
     }
 
-    let Some([a, b, c, d, e, f, g, h, i, j, k, l]) = read::<[u8; 12], _>(packet, 0) else {
-        return false;
-    };
     let (src, dst) = (&segment.key.dst, &segment.key.src);
     let len = ICMP_HEADER + quote;
     let (kind, code, [m, n, o, p]) = F::code(error);
@@ -187,7 +187,44 @@ pub fn answer<F: Protocol, P: Answer>(
         sum += u64::from(u32::from_ne_bytes(bytes));
     }
     let [x, y] = (!fold16(sum)).to_ne_bytes();
-    packet.put(0, [g, h, i, j, k, l, a, b, c, d, e, f])
+    turn_frame(packet)
         && packet.put(l3, F::header(src, dst, len))
         && packet.put(icmp, [kind, code, x, y, m, n, o, p])
+}
+
+/// Sends a frame back to its sender.
+#[inline(always)]
+fn turn_frame<P: Answer>(packet: &P) -> bool {
+    let Some([a, b, c, d, e, f, g, h, i, j, k, l]) = read::<[u8; 12], _>(packet, 0) else {
+        return false;
+    };
+    packet.put(0, [g, h, i, j, k, l, a, b, c, d, e, f])
+}
+
+/// Turns the echo request at `segment` into its reply.
+#[inline(always)]
+pub fn echo<F: Family, P: Answer>(packet: &P, segment: &Segment<F::Addr>) -> bool {
+    let l4 = segment.l4();
+    let Some([kind, code, x, y]) = read::<[u8; 4], _>(packet, l4) else { return false };
+    let reply = F::ECHO_REPLY;
+    let mut difference = Difference::default();
+    difference
+        .replace(u16::from_ne_bytes([kind, code]).into(), u16::from_ne_bytes([reply, code]).into());
+    let [x, y] = difference.apply([x, y]);
+    // The same addresses in the other order leave every sum as it is.
+    let addresses = Pair { src: segment.key.dst, dst: segment.key.src };
+    let Some((offset, word, difference)) = with_ttl::<F, _>(packet, segment, TTL) else {
+        return false;
+    };
+    if let Some(checksum) = F::CHECKSUM_OFFSET {
+        let at = segment.l3() + checksum;
+        let Some(old) = read::<[u8; 2], _>(packet, at) else { return false };
+        if !packet.put(at, difference.apply(old)) {
+            return false;
+        }
+    }
+    packet.put(offset, word)
+        && packet.put(segment.l3() + F::SRC_OFFSET, addresses)
+        && packet.put(l4, [reply, code, x, y])
+        && turn_frame(packet)
 }

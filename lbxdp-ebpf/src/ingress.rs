@@ -1,7 +1,7 @@
 //! The decision about a packet from outside the node, the same at XDP and at tc ingress.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use lbxdp_common::{AddressFlags, DropReason, Hook};
+use lbxdp_common::{AddressFlags, DropReason, Hook, Octets as _};
 
 use crate::{
     family::Family,
@@ -25,6 +25,8 @@ pub enum Verdict {
     Drop(DropReason),
     /// It ends here, and its sender is told.
     Refuse(DropReason, icmp::Error),
+    /// An echo request that is to be answered.
+    Echo,
     /// It becomes what [`Work::flow`] says.
     Translate,
 }
@@ -64,6 +66,9 @@ pub fn decide<F: Family, P: Packet>(
     let Some(frontend) = address::frontend::<F>(&work.segment.key) else {
         return nobody(address);
     };
+    if let Some(reason) = martian::<F>(&work.segment.key.src) {
+        return Verdict::Drop(reason);
+    }
     let choice = match backend::choose::<F>(frontend, &work.segment.key) {
         Ok(choice) => choice,
         Err(NoChoice::Reject) => {
@@ -88,9 +93,26 @@ fn unserved(unparsed: Unparsed, address: AddressFlags) -> Verdict {
     }
     match unparsed {
         Unparsed::NotOurs => Verdict::Pass,
+        Unparsed::Echo => Verdict::Echo,
         Unparsed::Malformed => Verdict::Drop(DropReason::Malformed),
         Unparsed::Fragment => Verdict::Drop(DropReason::Fragment),
     }
+}
+
+/// What is wrong with a source, if no client can have it. A flow that such a packet began would
+/// end in a backend that answers itself, or in a loop.
+#[inline(always)]
+fn martian<F: Family>(src: &F::Addr) -> Option<DropReason> {
+    if F::is_loopback(src) {
+        return Some(DropReason::LoopbackSource);
+    }
+    if F::is_multicast(src) || *src == F::Addr::UNSPECIFIED {
+        return Some(DropReason::MulticastSource);
+    }
+    let is_service = address::what::<F>(src).is_some_and(|address| {
+        address.has(AddressFlags::SERVICE) && !address.has(AddressFlags::NODE)
+    });
+    is_service.then_some(DropReason::ServiceSource)
 }
 
 /// No frontend listens on this port of `address`.

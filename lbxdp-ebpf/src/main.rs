@@ -101,6 +101,10 @@ fn frame(ctx: XdpContext) -> u32 {
             count::event(Counter::IcmpSent);
             XDP_TX
         }
+        Outcome::Echo(_) => {
+            count::event(Counter::EchoAnswered);
+            XDP_TX
+        }
         // A neighbour is tc's to resolve: XDP defers before it translates.
         Outcome::Neighbour(_) => XDP_ABORTED,
         Outcome::Drop(reason) => {
@@ -127,6 +131,11 @@ fn tc_action(ctx: &TcContext, outcome: Outcome) -> i32 {
         }
         Outcome::Answer(ifindex) => {
             count::event(Counter::IcmpSent);
+            // SAFETY: integers only.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
+        }
+        Outcome::Echo(ifindex) => {
+            count::event(Counter::EchoAnswered);
             // SAFETY: integers only.
             unsafe { bpf_redirect(ifindex, 0) as i32 }
         }

@@ -49,6 +49,7 @@ fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
         Verdict::Pass => Outcome::Pass,
         Verdict::Drop(reason) => Outcome::Drop(reason),
         Verdict::Refuse(reason, error) => refuse::<F>(packet, &work.segment, reason, error),
+        Verdict::Echo => super::echo::<F, _>(packet, &work.segment, packet.ifindex()),
         Verdict::Translate if work.flow.has(Flow::<F::Addr>::LOCAL) => {
             up::<F, _>(packet, &work.segment, &work.flow)
         }

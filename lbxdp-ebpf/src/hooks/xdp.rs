@@ -47,6 +47,10 @@ fn serve<F: icmp::Protocol>(packet: &XdpPacket, frame: &Frame) -> Outcome {
         Verdict::Pass => return Outcome::Pass,
         Verdict::Drop(reason) => return Outcome::Drop(reason),
         Verdict::Refuse(reason, error) => (reason, error),
+        Verdict::Echo if device.has(Device::TX) => {
+            return super::echo::<F, _>(packet, &work.segment, ifindex);
+        }
+        Verdict::Echo => return Outcome::Defer,
         Verdict::Translate => match forward::<F>(packet, frame, work, device, ifindex) {
             Ok(outcome) => return outcome,
             Err(refusal) => refusal,

@@ -5,6 +5,9 @@ use network_types::ip::Ipv6Hdr;
 use super::{Segment, Unparsed, transport};
 use crate::packet::{Packet, read};
 
+const ICMPV6: u8 = 58;
+/// Type of the message (RFC 4443).
+const ECHO_REQUEST: u8 = 128;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -31,6 +34,8 @@ pub fn parse<P: Packet>(packet: &P, segment: &mut Segment<[u8; 16]>) -> Result<(
     let l4 = segment.l3() + Ipv6Hdr::LEN;
     if transport::is_served(header.next_hdr) {
         transport::parse(packet, segment, l4, header.next_hdr)
+    } else if header.next_hdr == ICMPV6 {
+        Err(transport::message(packet, segment, l4, ECHO_REQUEST))
     } else {
         let (bytes, protocol) = extensions(packet, l4, header.next_hdr)?;
         transport::parse(packet, segment, l4 + bytes, protocol)

@@ -15,6 +15,8 @@ use lbxdp_common::FlowKey;
 pub enum Unparsed {
     /// Something the programs do not serve: another protocol.
     NotOurs,
+    /// An ICMP or ICMPv6 echo request; [`Segment::l4`] is where it begins.
+    Echo,
     /// Headers cut short, or in contradiction to themselves.
     Malformed,
     /// A fragment, whose ports are not (all) here.
@@ -52,6 +54,12 @@ impl<A> Segment<A> {
     #[inline(always)]
     pub fn l4(&self) -> usize {
         usize::from(self.l4 & 0x1ff)
+    }
+
+    /// Says where the header behind the IP header is.
+    #[inline(always)]
+    pub fn set_l4(&mut self, offset: usize) {
+        self.l4 = offset as u16;
     }
 
     /// Says where the IP header is.

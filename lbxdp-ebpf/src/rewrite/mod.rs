@@ -57,17 +57,18 @@ fn port(port: u16) -> u64 {
     u64::from(port.to_be())
 }
 
-/// The 16-bit word of the IP header that holds TTL or hop limit, with one less of it: the offset
-/// in the packet, the word, and what that adds to a checksum.
+/// The 16-bit word of the IP header that holds TTL or hop limit, with `ttl` in it: the offset in
+/// the packet, the word, and what the change adds to a checksum.
 #[inline(always)]
-fn one_hop_less<F: Family, P: Packet>(
+pub fn with_ttl<F: Family, P: Packet>(
     packet: &P,
     segment: &Segment<F::Addr>,
+    ttl: u8,
 ) -> Option<(usize, [u8; 2], Difference)> {
     let offset = segment.l3() + (F::TTL_OFFSET & !1);
     let old: [u8; 2] = read(packet, offset)?;
     let mut new = old;
-    new[F::TTL_OFFSET & 1] = segment.ttl.wrapping_sub(1);
+    new[F::TTL_OFFSET & 1] = ttl;
     let mut difference = Difference::default();
     difference.replace(u16::from_ne_bytes(old).into(), u16::from_ne_bytes(new).into());
     Some((offset, new, difference))

@@ -9,7 +9,7 @@
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use lbxdp_common::{Flow, IPPROTO_UDP};
 
-use super::{Rewriter, addresses, checksum_offset, csum::Difference, one_hop_less, port};
+use super::{Rewriter, addresses, checksum_offset, csum::Difference, port, with_ttl};
 use crate::{family::Family, packet::skb::SkbPacket, parse::Segment};
 
 impl Rewriter for SkbPacket {
@@ -48,7 +48,9 @@ impl Rewriter for SkbPacket {
 
     #[inline(always)]
     fn hop<F: Family>(&self, segment: &Segment<F::Addr>) -> bool {
-        let Some((offset, word, difference)) = one_hop_less::<F, _>(self, segment) else {
+        let Some((offset, word, difference)) =
+            with_ttl::<F, _>(self, segment, segment.ttl.wrapping_sub(1))
+        else {
             return false;
         };
         match F::CHECKSUM_OFFSET {

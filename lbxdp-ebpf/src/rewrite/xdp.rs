@@ -2,7 +2,7 @@
 
 use lbxdp_common::{Flow, IPPROTO_UDP};
 
-use super::{Rewriter, addresses, checksum_offset, one_hop_less, port};
+use super::{Rewriter, addresses, checksum_offset, port, with_ttl};
 use crate::{
     family::Family,
     packet::{Pair, read, write, xdp::XdpPacket},
@@ -51,7 +51,9 @@ impl Rewriter for XdpPacket {
 
     #[inline(always)]
     fn hop<F: Family>(&self, segment: &Segment<F::Addr>) -> bool {
-        let Some((word_offset, word, difference)) = one_hop_less::<F, _>(self, segment) else {
+        let Some((word_offset, word, difference)) =
+            with_ttl::<F, _>(self, segment, segment.ttl.wrapping_sub(1))
+        else {
             return false;
         };
         if let Some(offset) = F::CHECKSUM_OFFSET {

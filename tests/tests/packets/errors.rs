@@ -8,7 +8,7 @@ use crate::{
     every,
     frames::{Packet, icmp_error},
     nets,
-    rig::{Fate, Rig, TCX_DROP, TCX_NEXT, TCX_REDIRECT, XDP_DROP, XDP_PASS, XDP_TX},
+    rig::{CLIENT, Fate, N0, Rig, TCX_DROP, TCX_NEXT, TCX_REDIRECT, XDP_DROP, XDP_PASS, XDP_TX},
 };
 
 const PORT_UNREACHABLE: [(u8, u8, [u8; 4]); 2] = [(3, 3, [0; 4]), (1, 4, [0; 4])];
@@ -227,5 +227,119 @@ fn fragments_for_a_service_are_counted_and_the_nodes_own_pass() {
         frame.extend_from_slice(&plain[54..]);
         assert_eq!(rig.xdp(&frame).verdict, XDP_DROP);
         rig.expect_moved(&[("fragment", 1)]);
+    }
+}
+
+/// An echo request to `to`, and the reply that is due.
+fn echo(net: &crate::Net, to: std::net::SocketAddr, payload: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    use std::net::IpAddr;
+
+    use etherparse::{IcmpEchoHeader, PacketBuilder};
+
+    let header = IcmpEchoHeader { id: 7, seq: 3 };
+    let (mut request, mut reply) = (Vec::new(), Vec::new());
+    let there = PacketBuilder::ethernet2(CLIENT, N0);
+    let back = PacketBuilder::ethernet2(N0, CLIENT);
+    match (net.client.ip(), to.ip()) {
+        (IpAddr::V4(client), IpAddr::V4(to)) => {
+            let there = there.ipv4(client.octets(), to.octets(), 3);
+            there.icmpv4_echo_request(header.id, header.seq).write(&mut request, payload)
+        }
+        .and_then(|()| {
+            let back = back.ipv4(to.octets(), client.octets(), 64);
+            back.icmpv4_echo_reply(header.id, header.seq).write(&mut reply, payload)
+        }),
+        (IpAddr::V6(client), IpAddr::V6(to)) => {
+            let there = there.ipv6(client.octets(), to.octets(), 3);
+            there.icmpv6_echo_request(header.id, header.seq).write(&mut request, payload)
+        }
+        .and_then(|()| {
+            let back = back.ipv6(to.octets(), client.octets(), 64);
+            back.icmpv6_echo_reply(header.id, header.seq).write(&mut reply, payload)
+        }),
+        _ => panic!("one family"),
+    }
+    .expect("memory");
+    (request, reply)
+}
+
+#[test]
+fn a_service_address_answers_ping_and_a_node_does_so_itself() {
+    let mut rig = Rig::new();
+    for net in nets() {
+        rig.address(net.vip.ip(), AddressFlags::SERVICE);
+        rig.address(net.node.ip(), AddressFlags::SERVICE | AddressFlags::NODE);
+        for length in [0, 1, 56, 1_400] {
+            let (request, reply) = echo(&net, net.vip, &vec![0x5a; length]);
+            assert_eq!(rig.xdp(&request), Fate { verdict: XDP_TX, bytes: reply.clone() });
+            assert_eq!(rig.ingress(&request), Fate { verdict: TCX_REDIRECT, bytes: reply });
+            rig.expect_moved(&[("echo_answered", 2)]);
+        }
+        for to in [net.node, net.nobody] {
+            let (request, _) = echo(&net, to, b"ping");
+            assert_eq!(rig.xdp(&request), Fate { verdict: XDP_PASS, bytes: request.clone() });
+            assert_eq!(rig.ingress(&request), Fate { verdict: TCX_NEXT, bytes: request.clone() });
+        }
+        // An answer is no question.
+        let (_, reply) = echo(&net, net.vip, b"ping");
+        let mut towards_us = reply[..12].to_vec();
+        towards_us.rotate_left(6);
+        towards_us.extend_from_slice(&reply[12..]);
+        assert_eq!(rig.xdp(&towards_us), Fate { verdict: XDP_PASS, bytes: towards_us.clone() });
+        rig.expect_moved(&[]);
+    }
+}
+
+#[test]
+fn answers_to_pings_are_rationed_with_the_errors() {
+    let mut rig = Rig::new();
+    let [net, _] = nets();
+    rig.address(net.vip.ip(), AddressFlags::SERVICE);
+    let (request, _) = echo(&net, net.vip, b"ping");
+    let answered = (0..20_000).filter(|_| rig.xdp(&request).verdict == XDP_TX).count();
+    let answered = u64::try_from(answered).expect("small");
+    assert!((1_000..20_000).contains(&answered), "{answered} answers");
+    let silent = 20_000 - answered;
+    rig.expect_moved(&[
+        ("echo_answered", answered),
+        ("icmp_rationed", silent),
+        ("icmp_suppressed", silent),
+    ]);
+}
+
+#[test]
+fn sources_that_no_client_can_have_are_dropped_each_for_its_reason() {
+    let mut rig = Rig::new();
+    for (net, protocol) in every() {
+        let near = rig.remote(net.near, net.node.ip());
+        rig.frontend(net.vip, protocol, &[near]);
+        rig.frontend(net.vip2, protocol, &[near]);
+        let martians: &[(&str, &'static str)] = if net.vip.is_ipv4() {
+            &[
+                ("127.0.0.1", "loopback_source"),
+                ("127.255.0.1", "loopback_source"),
+                ("0.0.0.0", "multicast_source"),
+                ("224.0.0.1", "multicast_source"),
+                ("239.1.2.3", "multicast_source"),
+                ("255.255.255.255", "multicast_source"),
+                ("203.0.113.11", "service_source"),
+                ("203.0.113.10", "service_source"),
+            ]
+        } else {
+            &[
+                ("::1", "loopback_source"),
+                ("::", "multicast_source"),
+                ("ff02::1", "multicast_source"),
+                ("2001:db8:ff::11", "service_source"),
+                ("2001:db8:ff::10", "service_source"),
+            ]
+        };
+        for (source, reason) in martians {
+            let source = source.parse().expect("an address");
+            let packet = Packet::new(protocol, std::net::SocketAddr::new(source, 9), net.vip);
+            assert_eq!(rig.xdp(&packet.bytes()).verdict, XDP_DROP, "{source}");
+            assert_eq!(rig.ingress(&packet.bytes()).verdict, TCX_DROP, "{source}");
+            rig.expect_moved(&[(*reason, 2)]);
+        }
     }
 }
