@@ -131,6 +131,10 @@ impl Dataplane {
     /// Loads `object`, on the pinned maps if they fit and on new ones if not. Nothing is attached
     /// yet, and what is attached keeps running.
     pub fn load(object: &[u8], config: &Config) -> anyhow::Result<Self> {
+        ensure!(
+            kernel_at_least(5, 15),
+            "this kernel is older than Linux 5.15, the oldest that the programs are made for"
+        );
         let pins = Pins::new(&config.pin_path);
         pins.prepare()?;
         let specs = pins::pinned_maps(object)?;
