@@ -34,12 +34,12 @@ fn socket_with_hops(target: SocketAddr, hops: i32) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Sends an echo request, and waits for nothing.
-fn ping(target: IpAddr, payload: &[u8]) -> io::Result<()> {
+/// Sends a message that nobody serves: an echo reply to no request.
+fn send_unserved(target: IpAddr, payload: &[u8]) -> io::Result<()> {
     let (family, protocol, kind) = if target.is_ipv6() {
-        (AddressFamily::Inet6, SockProtocol::IcmpV6, 128)
+        (AddressFamily::Inet6, SockProtocol::IcmpV6, 129)
     } else {
-        (AddressFamily::Inet, SockProtocol::Icmp, 8)
+        (AddressFamily::Inet, SockProtocol::Icmp, 0)
     };
     let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
     // Whether its checksum is right is nobody's business on the way.
@@ -115,9 +115,12 @@ fn unknown_ports(scene: &Scene, router: &Netns) {
         let frames = wire.collect(PATIENCE, |frame| frame.ends_with(b"nobody there"));
         assert_eq!(frames.expect("no error").len(), 2, "{target}");
 
-        scene.cluster.client.run(|| ping(target.ip(), b"who is there").expect("sent"));
-        let frames = wire.collect(PATIENCE, |frame| frame.ends_with(b"who is there"));
-        assert_eq!(frames.expect("no error").len(), 2, "a ping of {target} goes round");
+        let before = scene.status(0);
+        scene.cluster.client.run(|| send_unserved(target.ip(), b"whatever").expect("sent"));
+        let frames = wire.collect(PATIENCE, |frame| frame.ends_with(b"whatever"));
+        assert_eq!(frames.expect("no error").len(), 2, "{target}");
+        let changes = scene.status(0).changes_since(&before);
+        assert_eq!(changes.get("drops.unknown_protocol"), Some(&1), "{target}: {changes:?}");
     }
 }
 
