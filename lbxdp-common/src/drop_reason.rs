@@ -59,6 +59,8 @@ numbered! {
         ServiceSource = 16 "service_source",
         /// An echo request to a service address, over the rate at which ICMP is sent.
         IcmpRationed = 17 "icmp_rationed",
+        /// A protocol that is not served, for a service address that is not the node's as well.
+        UnknownProtocol = 18 "unknown_protocol",
     }
 }
 

@@ -28,6 +28,7 @@ fn numbers_and_names_of_drop_reasons_are_for_ever() {
         (15, "multicast_source"),
         (16, "service_source"),
         (17, "icmp_rationed"),
+        (18, "unknown_protocol"),
     ];
     assert_eq!(listed, expected);
 }

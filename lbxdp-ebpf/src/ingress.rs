@@ -92,7 +92,7 @@ fn unserved(unparsed: Unparsed, address: AddressFlags) -> Verdict {
         return Verdict::Pass;
     }
     match unparsed {
-        Unparsed::NotOurs => Verdict::Pass,
+        Unparsed::NotOurs => Verdict::Drop(DropReason::UnknownProtocol),
         Unparsed::Echo => Verdict::Echo,
         Unparsed::Malformed => Verdict::Drop(DropReason::Malformed),
         Unparsed::Fragment => Verdict::Drop(DropReason::Fragment),

@@ -6,7 +6,9 @@
 //! if its peer runs NAPI, and delivers what XDP transmits at once only if the peer has an XDP
 //! program of its own. So a host's leg has its transmit checksumming off
 //! ([`Netns::tx_checksum_off`]), and the switch's side of the leg has GRO on
-//! ([`Netns::gro_on`]) and a program that passes everything ([`Netns::xdp_pass`]).
+//! ([`Netns::gro_on`]) and a program that passes everything ([`Netns::xdp_pass`]). GRO joins what
+//! one host sends, and leaves the checksums of what it joined unfinished; so the switch's side
+//! finishes them, too, when it takes the packets apart for the next host.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -43,6 +45,7 @@ pub fn leg(host: End<'_>, switch: End<'_>, bridge: &str) {
     let (switch_netns, switch_name) = switch;
     switch_netns.ip(&format!("link set {switch_name} master {bridge}"));
     host_netns.tx_checksum_off(host_name);
+    switch_netns.tx_checksum_off(switch_name);
     switch_netns.gro_on(switch_name);
     switch_netns.xdp_pass(switch_name);
 }

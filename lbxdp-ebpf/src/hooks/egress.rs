@@ -6,7 +6,7 @@ use super::{Outcome, tc, up};
 use crate::{
     family::{Family as _, V4, V6},
     icmp, ingress,
-    lookup::{address, flow},
+    lookup::{address, device, flow},
     packet::{Packet as _, skb::SkbPacket},
     parse::ethernet,
 };
@@ -28,7 +28,10 @@ fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
     let Some(work) = super::begin::<F, _>(packet, l3) else { return Outcome::Pass };
     let is_backend = address::what::<F>(&work.segment.key.src)
         .is_some_and(|address| address.has(AddressFlags::BACKEND));
-    if !is_backend || F::parse(packet, &mut work.segment).is_err() {
+    // A backend of this node sends by its own device or by none. What came in by a device that
+    // faces outwards and is only forwarded has somebody else's word for its source.
+    let is_from_outside = device::get(packet.ingress_ifindex()).is_some();
+    if !is_backend || is_from_outside || F::parse(packet, &mut work.segment).is_err() {
         return Outcome::Pass;
     }
     if !flow::follow::<F>(work, Hook::Egress, ingress::now()) {

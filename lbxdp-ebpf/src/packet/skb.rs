@@ -82,6 +82,12 @@ impl SkbPacket {
         self.field(|skb| skb.ifindex)
     }
 
+    /// Interface index of the device that the packet came in by, zero if it was made here.
+    #[inline(always)]
+    pub fn ingress_ifindex(&self) -> u32 {
+        self.field(|skb| skb.ingress_ifindex)
+    }
+
     /// Bytes of payload in each packet the device will make of this one; zero if it is one.
     #[inline(always)]
     pub fn gso_size(&self) -> u32 {

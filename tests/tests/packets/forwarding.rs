@@ -32,16 +32,22 @@ fn what_is_nobodys_passes_untouched_at_every_hook() {
         assert_eq!(rig.ingress(&packet.bytes()), fate(TCX_NEXT, &packet));
         assert_eq!(rig.egress(&packet.bytes()), fate(TCX_NEXT, &packet));
     }
-    // Not IP at all, and IP that is neither TCP nor UDP, even to a service.
+    // Not IP at all, even where a service's address would be.
     let mut arp = Packet::new(IPPROTO_UDP, nets()[0].client, nets()[0].vip).bytes();
     arp[12..14].copy_from_slice(&[0x08, 0x06]);
-    let mut icmp = Packet::new(IPPROTO_UDP, nets()[0].client, nets()[0].vip).bytes();
-    icmp[23] = 1;
-    for frame in [arp, icmp] {
-        assert_eq!(rig.xdp(&frame), Fate { verdict: XDP_PASS, bytes: frame.clone() });
-        assert_eq!(rig.ingress(&frame), Fate { verdict: TCX_NEXT, bytes: frame.clone() });
-    }
+    assert_eq!(rig.xdp(&arp), Fate { verdict: XDP_PASS, bytes: arp.clone() });
+    assert_eq!(rig.ingress(&arp), Fate { verdict: TCX_NEXT, bytes: arp.clone() });
     rig.expect_moved(&[]);
+    // IP that is not served ends at a service, as the route would bring it back; the node gets it.
+    for (to, xdp, ingress) in
+        [(nets()[0].vip, XDP_DROP, TCX_DROP), (nets()[0].node, XDP_PASS, TCX_NEXT)]
+    {
+        let mut sctp = Packet::new(IPPROTO_UDP, nets()[0].client, to).bytes();
+        sctp[23] = 132;
+        assert_eq!(rig.xdp(&sctp), Fate { verdict: xdp, bytes: sctp.clone() });
+        assert_eq!(rig.ingress(&sctp), Fate { verdict: ingress, bytes: sctp.clone() });
+    }
+    rig.expect_moved(&[("unknown_protocol", 2)]);
 }
 
 #[test]
