@@ -4,9 +4,10 @@
 //! Real network cards do neither, and XDP depends on both: a program that rewrites a frame needs
 //! its checksum to be there, and a veth device takes frames that XDP transmits or redirects only
 //! if its peer runs NAPI, and delivers what XDP transmits at once only if the peer has an XDP
-//! program of its own. So a host's leg has its transmit checksumming off
-//! ([`Netns::tx_checksum_off`]), and the switch's side of the leg has GRO on
-//! ([`Netns::gro_on`]) and a program that passes everything ([`Netns::xdp_pass`]).
+//! program of its own. So a leg has its transmit checksumming off on both sides
+//! ([`Netns::tx_checksum_off`]): the switch merges what it receives, and the checksums of what it
+//! splits again are as unfinished as a host's. The switch's side has GRO on ([`Netns::gro_on`])
+//! and a program that passes everything ([`Netns::xdp_pass`]).
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -43,6 +44,7 @@ pub fn leg(host: End<'_>, switch: End<'_>, bridge: &str) {
     let (switch_netns, switch_name) = switch;
     switch_netns.ip(&format!("link set {switch_name} master {bridge}"));
     host_netns.tx_checksum_off(host_name);
+    switch_netns.tx_checksum_off(switch_name);
     switch_netns.gro_on(switch_name);
     switch_netns.xdp_pass(switch_name);
 }
