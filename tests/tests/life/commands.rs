@@ -5,12 +5,12 @@ use std::fs;
 use std::time::Duration;
 
 use lbxdp_tests::AgentOptions;
-use lbxdp_tests::process::{command, run, wait_until};
+use lbxdp_tests::process::{command, run, wait_until, workspace_binary};
 use lbxdp_tests::traffic::hold::Held;
 use lbxdp_tests::traffic::spread::Probe;
 use serde_json::Value;
 
-use crate::world::{TIMEOUT, World, pods, program, target, texts};
+use crate::world::{TIMEOUT, World, pods, target, texts};
 
 fn rows(value: &Value) -> &Vec<Value> {
     value.as_array().unwrap_or_else(|| panic!("no list: {value}"))
@@ -180,7 +180,7 @@ fn cleanup_leaves_other_peoples_pins_and_filters() {
 fn commands_without_pins_say_so_and_fail() {
     let path = lbxdp_tests::sweep::unique_pin_path();
     let shown = path.display().to_string();
-    let binary = lbxdp_tests::process::workspace_binary("lbxdp-agent");
+    let binary = workspace_binary("lbxdp-agent");
     for arguments in [
         ["status"].as_slice(),
         &["service", "list"],
@@ -203,7 +203,7 @@ fn commands_without_pins_say_so_and_fail() {
 
 #[test]
 fn command_lines_that_say_nothing_sensible_exit_with_two() {
-    let binary = lbxdp_tests::process::workspace_binary("lbxdp-agent");
+    let binary = workspace_binary("lbxdp-agent");
     let start = ["run", "--manifests", "/nowhere", "--node-name", "n"];
     let with = |more: &[&'static str]| [&start, more].concat();
     for (arguments, complaint) in [
@@ -230,7 +230,9 @@ fn command_lines_that_say_nothing_sensible_exit_with_two() {
 /// Starts a second agent, which is to fail with this message.
 fn run_fails(world: &World, node: usize, arguments: &[&str], expected: &str) {
     let node = world.cluster.node(node);
-    let mut agent = program(&node.netns);
+    // Should it not fail, it would run for ever.
+    let mut agent = node.netns.command("timeout");
+    agent.arg("10").arg(workspace_binary("lbxdp-agent"));
     agent.arg("run").arg("--manifests").arg(world.manifests.path());
     agent.args(["--node-name", &node.name]).args(arguments);
     let output = agent.output().expect("started");

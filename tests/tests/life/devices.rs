@@ -113,6 +113,8 @@ fn a_device_that_is_recreated_under_its_name_is_served_within_a_second() {
             world.ask_both();
         }
     }
+    let log = world.agent.log();
+    assert!(!log.contains("serving with tc alone"), "{log}");
 }
 
 fn flags(world: &World) -> u16 {

@@ -71,7 +71,7 @@ impl Traffic {
 #[test]
 fn agents_killed_and_stopped_during_transfers_lose_no_byte_and_refuse_nobody() {
     let mut world = World::with_pods(1, 1);
-    let traffic = Traffic::start(&world, 6);
+    let traffic = Traffic::start(&world, 10);
     for _ in 0..2 {
         world.agent.kill9();
         world.agent.start_again();
@@ -85,7 +85,7 @@ fn agents_killed_and_stopped_during_transfers_lose_no_byte_and_refuse_nobody() {
 #[test]
 fn three_seconds_without_an_agent_cost_nothing() {
     let mut world = World::with_pods(1, 1);
-    let traffic = Traffic::start(&world, 6);
+    let traffic = Traffic::start(&world, 8);
     world.agent.kill9();
     sleep(Duration::from_secs(3));
     world.agent.start_again();

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::Duration;
 
 use lbxdp_agent::pins::{LinkPin, Pins};
@@ -173,7 +173,7 @@ impl World {
 
     /// A command on the agent's pins, whatever it exits with.
     pub fn command(&self, arguments: &[&str]) -> Output {
-        let mut command = program(&self.node().netns);
+        let mut command = self.node().netns.command(workspace_binary("lbxdp-agent"));
         command.args(arguments).arg("--pin-path").arg(self.agent.pin_path());
         command.output().expect("start lbxdp-agent")
     }
@@ -220,11 +220,6 @@ pub fn pods(first: usize, second: usize) -> Spec {
 /// Both endpoints of a pod.
 pub fn both(node: &Node, pod: &Pod) -> [Endpoint; 2] {
     [Endpoint::new(pod.v4, &node.name), Endpoint::new(pod.v6, &node.name)]
-}
-
-/// `lbxdp-agent` in a namespace.
-pub fn program(netns: &Netns) -> Command {
-    netns.command(workspace_binary("lbxdp-agent"))
 }
 
 /// The index of a device, if there is one of that name.
