@@ -18,8 +18,10 @@ use crate::attach::{Config, Dataplane, DeviceStatus, TcKind};
 use crate::device::Rules;
 use crate::index::Index;
 use crate::keep;
+use crate::lock::Lock;
 use crate::model::{Desired, Endpoints, NodeFacts, Problem, Severity};
 use crate::netlink::{Monitor, Network, Routes};
+use crate::pins::Pins;
 use crate::reconcile::Reconciler;
 use crate::serve::{self, Health};
 use crate::source::Snapshot;
@@ -60,6 +62,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let Options { manifests, node_name, devices, listen, without_xdp, object, dataplane } = options;
+
+    Pins::new(&dataplane.pin_path).prepare()?;
+    let _lock = Lock::take(&dataplane.pin_path)?;
 
     // Watched before it is read, so that nothing falls in between.
     let mut watcher = watch(&manifests);

@@ -9,15 +9,20 @@ use crate::apply::Actual;
 use crate::model::{Desired, Endpoints, Family, Frontend, FrontendAddr, ServicePortName};
 use crate::view;
 
-/// Adds to `desired` every frontend of the maps that it lacks, as the maps have it. Returns how
-/// many.
+/// Adds to `desired` every frontend of the maps that it lacks, as the maps have it, and gives those
+/// without any endpoint the backends that the maps have: a Service and its slices may be in
+/// different files. Returns how many frontends that concerns.
 pub fn keep(actual: &Actual, desired: &mut Desired) -> usize {
     let mut kept = 0;
     for (addr, id) in &actual.frontends {
-        if desired.frontends.contains_key(addr) {
-            continue;
-        }
-        let Some(frontend) = remembered(actual, *addr, *id) else { continue };
+        let Some(before) = remembered(actual, *addr, *id) else { continue };
+        let frontend = match desired.frontends.get(addr) {
+            None => before,
+            Some(now) => match with_endpoints(now, before) {
+                Some(frontend) => frontend,
+                None => continue,
+            },
+        };
         for endpoints in [&frontend.external, &frontend.internal] {
             if let Endpoints::Serve(backends) = endpoints {
                 let local = backends.iter().filter(|backend| is_local(actual, **backend));
@@ -28,6 +33,22 @@ pub fn keep(actual: &Actual, desired: &mut Desired) -> usize {
         kept += 1;
     }
     kept
+}
+
+/// `now` with the backends of `before` where it has no endpoint at all; `None` if that is nowhere,
+/// or if the frontend is another Service's by now.
+fn with_endpoints(now: &Frontend, before: Frontend) -> Option<Frontend> {
+    let either = |now: &Endpoints, before| match (now, before) {
+        (Endpoints::Reject, before @ Endpoints::Serve(_)) => before,
+        (now, _) => now.clone(),
+    };
+    let frontend = Frontend {
+        kind: now.kind,
+        name: now.name.clone(),
+        external: either(&now.external, before.external),
+        internal: either(&now.internal, before.internal),
+    };
+    (frontend != *now && now.name == before.name).then_some(frontend)
 }
 
 fn remembered(actual: &Actual, addr: FrontendAddr, id: u32) -> Option<Frontend> {
@@ -75,12 +96,13 @@ mod tests {
     use crate::model::{NodeFacts, Protocol};
     use crate::reconcile::Reconciler;
 
-    #[test]
-    fn what_the_maps_have_and_the_input_lacks_is_remembered_exactly() {
-        let addr = |text: &str| {
-            let socket: SocketAddr = text.parse().unwrap();
-            FrontendAddr { addr: socket.ip(), port: socket.port(), protocol: Protocol::Tcp }
-        };
+    fn addr(text: &str) -> FrontendAddr {
+        let socket: SocketAddr = text.parse().unwrap();
+        FrontendAddr { addr: socket.ip(), port: socket.port(), protocol: Protocol::Tcp }
+    }
+
+    /// A frontend that serves a local and a remote backend, one that rejects and one that drops.
+    fn programmed() -> (Desired, Reconciler<FakeMaps>) {
         let frontend = |port: &str, external: Endpoints| Frontend {
             kind: FrontendKind::LoadBalancer,
             name: ServicePortName {
@@ -105,10 +127,42 @@ mod tests {
         let mut reconciler = Reconciler::new(FakeMaps::default(), 0).unwrap();
         let outcome = reconciler.reconcile(&desired, &facts, None, 0);
         assert!(outcome.failure.is_none());
+        (desired, reconciler)
+    }
 
+    #[test]
+    fn what_the_maps_have_and_the_input_lacks_is_remembered_exactly() {
+        let (desired, reconciler) = programmed();
         let mut lost = Desired::default();
         assert_eq!(keep(&reconciler.maps().read().unwrap(), &mut lost), 3);
         assert_eq!(lost, desired);
         assert_eq!(keep(reconciler.actual(), &mut lost), 0);
+    }
+
+    #[test]
+    fn a_service_whose_slices_were_lost_keeps_its_backends_and_another_one_gets_none() {
+        let (desired, reconciler) = programmed();
+        let mut lost = desired.clone();
+        lost.local_backends.clear();
+        for frontend in lost.frontends.values_mut() {
+            frontend.external = Endpoints::Reject;
+        }
+        let new: SocketAddr = "10.244.0.9:80".parse().unwrap();
+        let mut changed = lost.clone();
+        assert_eq!(keep(&reconciler.maps().read().unwrap(), &mut lost), 1);
+        let serving = &desired.frontends[&addr("203.0.113.1:80")];
+        assert_eq!(lost.frontends[&addr("203.0.113.1:80")], *serving);
+        assert_eq!(lost.local_backends, desired.local_backends);
+
+        // What the input does say counts.
+        let frontend = changed.frontends.get_mut(&addr("203.0.113.1:80")).unwrap();
+        frontend.external = Endpoints::Serve([new].into());
+        let expected = changed.clone();
+        assert_eq!(keep(reconciler.actual(), &mut changed), 0);
+        assert_eq!(changed, expected);
+        let frontend = changed.frontends.get_mut(&addr("203.0.113.1:80")).unwrap();
+        frontend.external = Endpoints::Reject;
+        frontend.name.service = "other".to_owned();
+        assert_eq!(keep(reconciler.actual(), &mut changed), 0);
     }
 }

@@ -12,6 +12,7 @@ pub mod device;
 pub mod dump;
 pub mod index;
 pub mod keep;
+pub mod lock;
 pub mod maglev;
 pub mod metrics;
 pub mod model;

@@ -62,7 +62,9 @@ pub fn text(health: &Health) -> anyhow::Result<String> {
         ("backends", "Backends that are programmed", actual.backends.len()),
         ("addresses", "Addresses that the programs look at", actual.addresses.len()),
     ] {
-        gauges(&mut registry, name, help).get_or_create(&Labels::new()).set(signed(count));
+        let gauge = Gauge::<i64>::default();
+        gauge.set(signed(count));
+        registry.register(name, help, gauge);
     }
 
     let attached = gauges(&mut registry, "device_attached", "Programs on a device, by hook");

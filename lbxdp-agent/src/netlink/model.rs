@@ -147,6 +147,13 @@ impl State {
         self.features = features;
     }
 
+    /// Whether there is a device whose features were never read, which counts as having none.
+    pub(super) fn lacks_features(&self) -> bool {
+        self.features
+            .as_ref()
+            .is_some_and(|known| self.links.keys().any(|ifindex| !known.contains_key(ifindex)))
+    }
+
     /// The kernel announces no removal of an IPv4 route that goes because its device or its
     /// source address went: whatever may have that effect makes the routes stale.
     fn routes_changed(&mut self) {

@@ -19,8 +19,8 @@ use crate::sys;
 
 /// Links, addresses and routes of both families (`RTNLGRP_*`).
 const GROUPS: [u32; 5] = [1, 5, 9, 7, 11];
-/// How often XDP features are read: those of a veth follow its peer, and nothing on this side
-/// says so.
+/// How often XDP features are read, apart from those of new devices: those of a veth follow its
+/// peer, and nothing on this side says so.
 const FEATURES_EVERY: Duration = Duration::from_secs(1);
 /// How often links and addresses are listed anew: a program that is attached through a link is
 /// not announced.
@@ -162,7 +162,7 @@ impl Follower {
             let routes = self.requests.main_routes()?;
             self.state.set_routes(&routes);
         }
-        if Instant::now() >= self.features_due {
+        if Instant::now() >= self.features_due || self.state.lacks_features() {
             self.features_due = Instant::now() + FEATURES_EVERY;
             self.read_features()?;
         }

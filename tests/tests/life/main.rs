@@ -1,0 +1,15 @@
+//! Real agents in network namespaces, from their first start to `cleanup`: what goes on while
+//! backends, agents, devices and manifests come and go.
+//!
+//! Every test has namespaces and pins of its own. They need root and fail without.
+
+mod backends;
+mod commands;
+mod devices;
+mod flows;
+mod health;
+mod input;
+mod rebuild;
+mod restart;
+mod spread;
+mod world;

@@ -1,0 +1,58 @@
+//! Pinned maps that are not what this agent expects.
+
+use std::fs;
+
+use lbxdp_tests::process::{command, run, wait_until};
+
+use crate::world::{EDIT_WITHIN, World};
+
+/// Puts a map of another shape where one of ours belongs.
+fn misplace(world: &World, name: &str, kind: &str, sizes: [u32; 3]) {
+    let path = world.pinned("v1").join(name);
+    let _ = fs::remove_file(&path);
+    let [key, value, entries] = sizes.map(|size| size.to_string());
+    let mut bpftool = command("bpftool");
+    bpftool.args(["map", "create"]).arg(&path).args(["type", kind, "key", &key, "value", &value]);
+    run(bpftool.args(["entries", &entries, "name", name]));
+}
+
+fn is_rebuilt(world: &mut World, complaint: &str) {
+    let logged = world.agent.log().len();
+    world.agent.start_again();
+    let log = world.agent.log()[logged..].to_owned();
+    let line = log.lines().find(|line| line.contains(complaint));
+    let line = line.unwrap_or_else(|| panic!("no {complaint:?} in\n{log}"));
+    assert!(line.contains("WARN") && line.contains("all maps are rebuilt"), "{line}");
+    for _ in 0..5 {
+        world.ask_both();
+    }
+    wait_until("the old maps are gone", EDIT_WITHIN, || !world.pinned("v1-replaced").exists());
+    // And the next start finds nothing to complain about.
+    let logged = world.agent.log().len();
+    world.agent.restart();
+    assert!(!world.agent.log()[logged..].contains("rebuilt"), "{}", world.agent.log());
+    world.ask_both();
+}
+
+#[test]
+fn maps_of_another_shape_are_reported_and_rebuilt_below_a_running_dataplane() {
+    let mut world = World::with_pods(1, 1);
+    world.ask_both();
+    assert!(world.agent.stop().success());
+    misplace(&world, "frontends_v4", "hash", [8, 8, 65_536]);
+    is_rebuilt(&mut world, "pinned map frontends_v4: value size is 8, expected 4");
+    assert!(world.agent.stop().success());
+    misplace(&world, "drops", "array", [4, 8, 64]);
+    is_rebuilt(&mut world, "pinned map drops: type is");
+}
+
+#[test]
+fn a_map_of_another_shape_from_before_the_first_start_is_reported_and_replaced() {
+    let mut world = World::with_pods(1, 1);
+    assert!(world.agent.stop().success());
+    world.agent.cli(&["cleanup"]);
+    assert!(!world.agent.pin_path().exists());
+    fs::create_dir_all(world.pinned("v1")).expect("a directory of pins");
+    misplace(&world, "flows_v6", "lru_hash", [40, 56, 16]);
+    is_rebuilt(&mut world, "pinned map flows_v6: max entries is 16, expected 262144");
+}
