@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use ipnet::IpNet;
 
 use crate::agent::{self, Options};
 use crate::attach::{Config, TcMode};
 use crate::cli::PinArgs;
+use crate::index::{self, NodePortAddresses};
 use crate::object;
 use crate::snat_ports::{self, HostPorts, Ports};
 
@@ -24,6 +26,20 @@ pub struct RunArgs {
     /// and overlays.
     #[arg(long = "device", env = "LBXDP_DEVICES", value_name = "IF", value_delimiter = ',')]
     devices: Vec<String>,
+    /// Serve spec.externalIPs in this range (repeatable). By default none is served: whoever may
+    /// write a Service could take any address with them (CVE-2020-8554).
+    #[arg(long = "allow-external-ips", env = "LBXDP_ALLOW_EXTERNAL_IPS", value_name = "CIDR",
+          value_delimiter = ',', value_parser = index::range)]
+    allow_external_ips: Vec<IpNet>,
+    /// Serve NodePorts on the addresses of this node's devices in this range (repeatable) instead
+    /// of its primary addresses, which `primary` stands for; never on loopback.
+    #[arg(
+        long = "nodeport-addresses",
+        env = "LBXDP_NODEPORT_ADDRESSES",
+        value_name = "CIDR|primary",
+        value_delimiter = ','
+    )]
+    node_port_addresses: Vec<NodePortAddresses>,
     #[command(flatten)]
     pins: PinArgs,
     /// Source ports of flows to backends on other nodes.
@@ -65,6 +81,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         manifests,
         node_name,
         devices,
+        allow_external_ips,
+        node_port_addresses,
         pins: PinArgs { pin_path },
         snat_ports,
         listen,
@@ -76,6 +94,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let options = Options {
         manifests,
         node_name,
+        index: index::Config { allow_external_ips, node_port_addresses },
         devices,
         listen,
         without_xdp: xdp_mode == XdpMode::Off,

@@ -73,7 +73,10 @@ fn both_families_are_served_from_slices_of_their_own() {
 
 #[test]
 fn load_balancer_addresses_are_served_unless_the_balancer_delivers_itself() {
-    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+    let spec = json!({
+        "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ipFamilies": ["IPv4", "IPv6"],
+        "ports": [{"port": 80}],
+    });
     let ingress = json!([
         {"ip": "192.0.2.1"}, {"ip": "192.0.2.2", "ipMode": "VIP"}, {"hostname": "example.org"},
         {"ip": "192.0.2.3", "ipMode": "Proxy"}, {"ip": "2001:db8::1", "hostname": "example.org"},
