@@ -109,9 +109,9 @@ const DUAL: [&str; 6] = [
     "NodePort 10.1.0.1:30080/TCP #1",
     "ClusterIP 10.96.0.1:80/TCP #1",
     "LoadBalancer 192.0.2.1:80/TCP #1",
+    "LoadBalancer [2001:db8::1]:80/TCP [fd00::1]",
     "NodePort [fd00:1::1]:30080/TCP [fd00::1]",
     "ClusterIP [fd00:96::1]:80/TCP [fd00::1]",
-    "LoadBalancer [2001:db8::1]:80/TCP [fd00::1]",
 ];
 
 fn external_ips() -> Vec<Fact> {
@@ -211,9 +211,9 @@ fn node_ports() -> Vec<Fact> {
                 "NodePort 10.3.0.1:30080/TCP reject",
                 "ClusterIP 10.96.0.1:80/TCP reject",
                 "LoadBalancer 192.0.2.1:80/TCP reject",
+                "LoadBalancer [2001:db8::1]:80/TCP reject",
                 "NodePort [fd00:1::1]:30080/TCP reject",
                 "ClusterIP [fd00:96::1]:80/TCP reject",
-                "LoadBalancer [2001:db8::1]:80/TCP reject",
             ])
             .silently(),
         fact(
@@ -227,8 +227,8 @@ fn node_ports() -> Vec<Fact> {
             "NodePort 10.3.0.1:30080/TCP reject",
             "ClusterIP 10.96.0.1:80/TCP reject",
             "LoadBalancer 192.0.2.1:80/TCP reject",
-            "ClusterIP [fd00:96::1]:80/TCP reject",
             "LoadBalancer [2001:db8::1]:80/TCP reject",
+            "ClusterIP [fd00:96::1]:80/TCP reject",
         ])
         .complains("no address in --nodeport-addresses of family IPv6"),
         fact("a load balancer address of the node has no NodePorts by itself", NODE_PORTS)
