@@ -117,3 +117,49 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         .context("starting the runtime")?
         .block_on(agent::run(options))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn parse(more: &[&str]) -> Result<RunArgs, clap::Error> {
+        let flags = ["lbxdp-agent", "--manifests", "d", "--node-name", "n"];
+        Cli::try_parse_from(flags.iter().chain(more)).map(|cli| cli.run)
+    }
+
+    #[test]
+    fn ranges_may_be_repeated_or_separated_by_commas() {
+        let args = parse(&[
+            "--allow-external-ips=192.0.2.0/24,2001:db8::/32",
+            "--allow-external-ips=198.51.100.0/24",
+            "--nodeport-addresses=primary",
+            "--nodeport-addresses=10.0.0.0/8",
+        ]);
+        let args = args.unwrap();
+        let ranges = ["192.0.2.0/24", "2001:db8::/32", "198.51.100.0/24"];
+        assert_eq!(args.allow_external_ips, ranges.map(|range| range.parse().unwrap()));
+        let primary = NodePortAddresses::Primary;
+        let range = NodePortAddresses::In("10.0.0.0/8".parse().unwrap());
+        assert_eq!(args.node_port_addresses, [primary, range]);
+    }
+
+    #[test]
+    fn what_is_no_range_is_refused_with_a_reason() {
+        for (flag, reason) in [
+            ("--allow-external-ips=192.0.2.1", "not a range of addresses"),
+            ("--nodeport-addresses=all", "not a range of addresses"),
+            ("--nodeport-addresses=127.0.0.0/8", "never served on loopback"),
+        ] {
+            let error = parse(&[flag]).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+}

@@ -231,3 +231,17 @@ fn objects_can_be_replaced_and_deleted_one_by_one() {
     index.delete(&ObjectId::new(Kind::Service, None, "web"));
     assert_eq!(index.desired(), (Desired::default(), vec![]));
 }
+
+#[test]
+fn addresses_of_devices_matter_only_where_a_range_asks_for_them() {
+    let addresses = |addr: &str| BTreeSet::from([addr.parse().unwrap()]);
+    let mut index = index([web(json!({}))]);
+    assert!(!index.set_device_addresses(addresses("10.1.0.1")));
+    let node_port_addresses = vec!["primary".parse().unwrap()];
+    index = index.with_config(Config { node_port_addresses, ..Config::default() });
+    assert!(!index.set_device_addresses(addresses("10.1.0.2")));
+    let node_port_addresses = vec!["10.0.0.0/8".parse().unwrap()];
+    index = index.with_config(Config { node_port_addresses, ..Config::default() });
+    assert!(index.set_device_addresses(addresses("10.1.0.3")));
+    assert!(!index.set_device_addresses(addresses("10.1.0.3")));
+}
