@@ -16,7 +16,7 @@ use crate::apply::Maps as _;
 use crate::apply::pinned::PinnedMaps;
 use crate::attach::{Config, Dataplane, DeviceStatus, TcKind};
 use crate::device::Rules;
-use crate::index::Index;
+use crate::index::{self, Index};
 use crate::keep;
 use crate::model::{Desired, Endpoints, NodeFacts, Problem, Severity};
 use crate::netlink::{Monitor, Network, Routes};
@@ -43,6 +43,8 @@ pub struct Options {
     pub manifests: PathBuf,
     /// Name of this node.
     pub node_name: String,
+    /// Which addresses Services may have.
+    pub index: index::Config,
     /// Devices by name; detected if empty.
     pub devices: Vec<String>,
     /// Where health and metrics are served, if anywhere.
@@ -59,7 +61,8 @@ pub struct Options {
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let Options { manifests, node_name, devices, listen, without_xdp, object, dataplane } = options;
+    let Options { manifests, node_name, index, devices, listen, without_xdp, object, dataplane } =
+        options;
 
     // Watched before it is read, so that nothing falls in between.
     let mut watcher = watch(&manifests);
@@ -78,7 +81,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let monitor = Monitor::start().context("following the network by netlink")?;
     let mut network = monitor.subscribe();
     let mut agent = Agent {
-        index: Index::new(node_name),
+        index: Index::new(node_name).with_config(index),
         desired: Desired::default(),
         may_lack: true,
         routes: Routes::open().context("asking for routes by netlink")?,
@@ -163,10 +166,15 @@ impl Agent {
         let is_complete = problems.iter().all(|problem| problem.severity != Severity::Error);
         self.index.replace(objects);
         self.source_problems = problems;
-        let (mut desired, problems) = self.index.desired();
-        self.index_problems = problems;
         self.rules.node_addresses = self.index.node_addresses();
         self.may_lack &= !is_complete;
+        self.decide();
+    }
+
+    /// Asks the index again.
+    fn decide(&mut self) {
+        let (mut desired, problems) = self.index.desired();
+        self.index_problems = problems;
         if self.may_lack {
             let kept = keep::keep(self.reconciler.actual(), &mut desired);
             if kept > 0 {
@@ -178,6 +186,9 @@ impl Agent {
 
     /// Brings the maps as near to what is desired as they get; when to try again.
     fn reconcile(&mut self, network: &Network, sweep: bool) -> Option<Duration> {
+        if self.index.set_device_addresses(network.addresses()) {
+            self.decide();
+        }
         let facts = self.facts(network);
         let flows = sweep.then(|| self.reconciler.maps().flow_addresses());
         let flows = match flows.transpose() {

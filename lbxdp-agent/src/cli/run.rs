@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use ipnet::IpNet;
 
 use crate::agent::{self, Options};
 use crate::attach::{Config, TcMode};
 use crate::cli::PinArgs;
+use crate::index::{self, NodePortAddresses};
 use crate::object;
 use crate::snat_ports::{self, HostPorts, Ports};
 
@@ -24,6 +26,20 @@ pub struct RunArgs {
     /// and overlays.
     #[arg(long = "device", env = "LBXDP_DEVICES", value_name = "IF", value_delimiter = ',')]
     devices: Vec<String>,
+    /// Serve spec.externalIPs in this range (repeatable). By default none is served: whoever may
+    /// write a Service could take any address with them (CVE-2020-8554).
+    #[arg(long = "allow-external-ips", env = "LBXDP_ALLOW_EXTERNAL_IPS", value_name = "CIDR",
+          value_delimiter = ',', value_parser = index::range)]
+    allow_external_ips: Vec<IpNet>,
+    /// Serve NodePorts on the addresses of this node's devices in this range (repeatable) instead
+    /// of its primary addresses, which `primary` stands for; never on loopback.
+    #[arg(
+        long = "nodeport-addresses",
+        env = "LBXDP_NODEPORT_ADDRESSES",
+        value_name = "CIDR|primary",
+        value_delimiter = ','
+    )]
+    node_port_addresses: Vec<NodePortAddresses>,
     #[command(flatten)]
     pins: PinArgs,
     /// Source ports of flows to backends on other nodes.
@@ -65,6 +81,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         manifests,
         node_name,
         devices,
+        allow_external_ips,
+        node_port_addresses,
         pins: PinArgs { pin_path },
         snat_ports,
         listen,
@@ -76,6 +94,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let options = Options {
         manifests,
         node_name,
+        index: index::Config { allow_external_ips, node_port_addresses },
         devices,
         listen,
         without_xdp: xdp_mode == XdpMode::Off,
@@ -97,4 +116,50 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         .build()
         .context("starting the runtime")?
         .block_on(agent::run(options))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn parse(more: &[&str]) -> Result<RunArgs, clap::Error> {
+        let flags = ["lbxdp-agent", "--manifests", "d", "--node-name", "n"];
+        Cli::try_parse_from(flags.iter().chain(more)).map(|cli| cli.run)
+    }
+
+    #[test]
+    fn ranges_may_be_repeated_or_separated_by_commas() {
+        let args = parse(&[
+            "--allow-external-ips=192.0.2.0/24,2001:db8::/32",
+            "--allow-external-ips=198.51.100.0/24",
+            "--nodeport-addresses=primary",
+            "--nodeport-addresses=10.0.0.0/8",
+        ]);
+        let args = args.unwrap();
+        let ranges = ["192.0.2.0/24", "2001:db8::/32", "198.51.100.0/24"];
+        assert_eq!(args.allow_external_ips, ranges.map(|range| range.parse().unwrap()));
+        let primary = NodePortAddresses::Primary;
+        let range = NodePortAddresses::In("10.0.0.0/8".parse().unwrap());
+        assert_eq!(args.node_port_addresses, [primary, range]);
+    }
+
+    #[test]
+    fn what_is_no_range_is_refused_with_a_reason() {
+        for (flag, reason) in [
+            ("--allow-external-ips=192.0.2.1", "not a range of addresses"),
+            ("--nodeport-addresses=all", "not a range of addresses"),
+            ("--nodeport-addresses=127.0.0.0/8", "never served on loopback"),
+        ] {
+            let error = parse(&[flag]).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
 }

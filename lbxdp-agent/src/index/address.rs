@@ -32,7 +32,11 @@ pub(super) enum AddressError {
 /// (`ValidateNonSpecialIP`): they would let a Service reach into the node itself or its
 /// neighbours' links. A frontend on such an address would be as bad.
 pub(super) fn parse(text: &str) -> Result<IpAddr, AddressError> {
-    let addr: IpAddr = text.parse().map_err(|_| AddressError::Syntax)?;
+    check(text.parse().map_err(|_| AddressError::Syntax)?)
+}
+
+/// Refuses the same addresses.
+pub(super) fn check(addr: IpAddr) -> Result<IpAddr, AddressError> {
     let (link_local, broadcast, mapped) = match addr {
         IpAddr::V4(v4) => (v4.is_link_local(), v4.is_broadcast(), false),
         IpAddr::V6(v6) => (v6.is_unicast_link_local(), false, v6.to_ipv4_mapped().is_some()),

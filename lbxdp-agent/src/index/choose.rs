@@ -4,31 +4,44 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::service::Policy;
-use super::slices;
+use super::slices::{self, Endpoint, State};
+use super::topology::Level;
 use crate::model::{Endpoints, Family};
 
-/// The two lists of a Service port that every choice is made from.
+/// The two lists of a Service port that every choice is made from. Each is decided for itself:
+/// the ready endpoints, or those that still serve while they end if none is ready. One that is
+/// neither is in no list, so a terminating pod that fails its readiness probe gets nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Lists {
-    /// For policy Cluster. Not empty exactly when there is any endpoint anywhere, which decides
-    /// between refusing and silence.
+    /// For policy Cluster, as near as hints say. Not empty exactly when there is any usable
+    /// endpoint anywhere, which decides between refusing and silence: hints never leave nothing.
     cluster: BTreeSet<SocketAddr>,
-    /// For policy Local. Decided apart from the cluster list.
+    /// For policy Local, whatever hints say. It holds every endpoint of the cluster list that is
+    /// on this node: a ready one there is a ready one here, and if none is ready there, none is
+    /// here.
     pub local: BTreeSet<SocketAddr>,
 }
 
 impl Lists {
     /// Sorts the endpoints of one family.
     pub(super) fn of(endpoints: &slices::Endpoints, family: Family) -> Self {
-        let mut lists = Self::default();
-        for (addr, endpoint) in endpoints {
-            if Family::of(addr.ip()) != family || !endpoint.ready {
-                continue;
-            }
-            lists.cluster.insert(*addr);
-            if endpoint.local {
-                lists.local.insert(*addr);
-            }
+        let endpoints = endpoints.iter().filter(|(addr, _)| Family::of(addr.ip()) == family);
+        let ready =
+            endpoints.clone().map(|(_, endpoint)| endpoint).filter(|e| e.state == State::Ready);
+        let level = Level::of(ready);
+        let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> BTreeSet<SocketAddr> {
+            let picked = endpoints.clone().filter(|(_, endpoint)| wanted(endpoint));
+            picked.map(|(addr, _)| *addr).collect()
+        };
+        let mut lists = Self {
+            cluster: pick(&|e| e.state == State::Ready && level.allows(&e.hints)),
+            local: pick(&|e| e.state == State::Ready && e.local),
+        };
+        if lists.cluster.is_empty() {
+            lists.cluster = pick(&|e| e.state == State::Draining);
+        }
+        if lists.local.is_empty() {
+            lists.local = pick(&|e| e.state == State::Draining && e.local);
         }
         lists
     }

@@ -1,6 +1,6 @@
 //! Which address, port and protocol belongs to which Service port.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lbxdp_common::FrontendKind;
@@ -28,8 +28,8 @@ pub(super) struct Claim<'a> {
 pub(super) struct Claims<'a>(BTreeMap<FrontendAddr, Vec<Claim<'a>>>);
 
 impl<'a> Claims<'a> {
-    /// Adds what a Service claims on a node with these addresses.
-    pub(super) fn add(&mut self, plan: &'a Plan, node: &BTreeMap<Family, IpAddr>) {
+    /// Adds what a Service claims on a node that serves NodePorts on these addresses.
+    pub(super) fn add(&mut self, plan: &'a Plan, node: &BTreeSet<IpAddr>) {
         for port in &plan.ports {
             let mut claim = |kind, addr, number, field| {
                 let addr = FrontendAddr { addr, port: number, protocol: port.protocol };
@@ -41,8 +41,12 @@ impl<'a> Claims<'a> {
             for ip in &plan.load_balancer_ips {
                 claim(FrontendKind::LoadBalancer, ip.addr, port.port, ip.field.clone());
             }
+            for ip in &plan.external_ips {
+                claim(FrontendKind::ExternalIp, ip.addr, port.port, ip.field.clone());
+            }
             if let Some(node_port) = port.node_port {
-                for addr in plan.families.iter().filter_map(|family| node.get(family)) {
+                let served = |addr: &&IpAddr| plan.families.contains(&Family::of(**addr));
+                for addr in node.iter().filter(served) {
                     let field = format!("spec.ports[{}].nodePort", port.index);
                     claim(FrontendKind::NodePort, *addr, node_port, field);
                 }
@@ -56,6 +60,9 @@ impl<'a> Claims<'a> {
     ///
     /// 1. by kind: ClusterIP, load balancer address, external address, NodePort. ClusterIPs are
     ///    assigned by the API server; a status that names somebody's ClusterIP must not take it.
+    ///    Nor must `spec.externalIPs`, which any author may write, take what a load balancer's
+    ///    controller has assigned. Each of them beats the NodePort of that number if its address
+    ///    is one of the node's own; the other NodePorts stay,
     /// 2. the Service that was created first, so that a newcomer cannot take what is in use;
     ///    Services without a creation time come last,
     /// 3. namespace and name,
@@ -90,9 +97,11 @@ impl Claim<'_> {
         (self.kind as u8, self.plan.created, &self.plan.id, self.port.index)
     }
 
-    /// The same wish written twice, which harms nobody.
+    /// The same wish written twice, which harms nobody: external addresses of every kind are
+    /// served alike.
     fn repeats(&self, other: &Self) -> bool {
-        self.kind == other.kind
+        let is_internal = |claim: &Self| claim.kind == FrontendKind::ClusterIp;
+        is_internal(self) == is_internal(other)
             && self.plan.id == other.plan.id
             && self.port.index == other.port.index
     }

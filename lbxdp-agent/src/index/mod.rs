@@ -1,18 +1,22 @@
 //! From Kubernetes objects to what should be served: pure, synchronous, and the same result
 //! whatever the order in which the objects came.
 //!
-//! `service` and `ports` read a Service, `slices` reads EndpointSlices, `node` this node's
-//! addresses; `claims` settles who gets a frontend, `choose` which endpoints serve it. Bad input
-//! makes a problem and takes away no more than what it names.
+//! `service`, `ports` and `external` read a Service, `slices` and `topology` EndpointSlices, `node`
+//! this node's addresses and zone; `claims` settles who gets a frontend, `choose` which endpoints
+//! serve it; `config` is what the operator decides. Bad input makes a problem and takes away no
+//! more than what it names.
 
 mod address;
 mod choose;
 mod claims;
+mod config;
+mod external;
 mod names;
 mod node;
 mod ports;
 mod service;
 mod slices;
+mod topology;
 
 #[cfg(test)]
 mod tests;
@@ -25,10 +29,13 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lbxdp_common::FrontendKind;
 
+pub use self::config::{Config, NodePortAddresses, RangeError, range};
+
 use self::choose::Lists;
 use self::claims::{Claim, Claims};
 use self::service::{Plan, Policy};
 use self::slices::Slices;
+use self::topology::Here;
 use crate::model::{Desired, Endpoints, Family, Frontend, FrontendAddr, Problem, ServicePortName};
 use crate::problem::Problems;
 use crate::source::{Kind, Object, ObjectId, Sourced};
@@ -39,6 +46,9 @@ type Objects<T> = BTreeMap<ObjectId, Sourced<Arc<T>>>;
 #[derive(Clone, Debug)]
 pub struct Index {
     node_name: String,
+    config: Config,
+    /// Of this node's devices.
+    device_addresses: BTreeSet<IpAddr>,
     services: Objects<Service>,
     slices: Objects<EndpointSlice>,
     nodes: Objects<Node>,
@@ -49,15 +59,29 @@ impl Index {
     pub fn new(node_name: impl Into<String>) -> Self {
         Self {
             node_name: node_name.into(),
+            config: Config::default(),
+            device_addresses: BTreeSet::new(),
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             nodes: BTreeMap::new(),
         }
     }
 
-    /// Forgets everything and takes these objects.
+    /// The same with these rules.
+    pub fn with_config(self, config: Config) -> Self {
+        Self { config, ..self }
+    }
+
+    /// Takes the addresses of this node's devices; whether [`Self::desired`] may differ now.
+    pub fn set_device_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> bool {
+        let matters = self.config.has_node_port_ranges() && self.device_addresses != addresses;
+        self.device_addresses = addresses;
+        matters
+    }
+
+    /// Forgets every object and takes these.
     pub fn replace(&mut self, objects: impl IntoIterator<Item = Sourced<Object>>) {
-        let Self { node_name: _, services, slices, nodes } = self;
+        let Self { node_name: _, config: _, device_addresses: _, services, slices, nodes } = self;
         services.clear();
         slices.clear();
         nodes.clear();
@@ -108,60 +132,82 @@ impl Index {
     /// The addresses by which others know this node (`InternalIP` and `ExternalIP`); what cannot be
     /// parsed is left out here and reported by [`Self::desired`] where it matters.
     pub fn node_addresses(&self) -> BTreeSet<IpAddr> {
-        let id = ObjectId::new(Kind::Node, None, &self.node_name);
-        self.nodes.get(&id).map(|node| node::addresses(&node.object)).unwrap_or_default()
+        let node = self.nodes.get(&self.node_id());
+        node.map(|node| node::addresses(&node.object)).unwrap_or_default()
+    }
+
+    fn node_id(&self) -> ObjectId {
+        ObjectId::new(Kind::Node, None, &self.node_name)
     }
 
     fn plans(&self, problems: &mut Problems) -> BTreeMap<&ObjectId, Plan> {
-        let plan = |(id, service)| Some((id, service::plan(id, service, problems)?));
+        let plan = |(id, service)| Some((id, service::plan(id, service, &self.config, problems)?));
         self.services.iter().filter_map(plan).collect()
     }
 
     fn endpoints(&self, plans: &BTreeMap<&ObjectId, Plan>, problems: &mut Problems) -> Slices<'_> {
+        let zone = self.nodes.get(&self.node_id()).and_then(|node| node::zone(&node.object));
+        let here = Here { node: &self.node_name, zone };
         let mut slices = Slices::default();
         for (id, slice) in &self.slices {
             let find = |service: &ObjectId| {
                 let found = self.services.get(service)?;
                 Some((found.object.as_ref(), plans.contains_key(service)))
             };
-            slices.add(id, slice, &self.node_name, find, problems);
+            slices.add(id, slice, here, find, problems);
         }
         slices
     }
 
-    /// The node's addresses for NodePorts. Says so when one is missing that a Service needs.
+    /// The node's addresses for NodePorts. Says so when a Service needs one of a family that has
+    /// none.
     fn node_port_addresses(
         &self,
         plans: &BTreeMap<&ObjectId, Plan>,
         problems: &mut Problems,
-    ) -> BTreeMap<Family, IpAddr> {
-        let id = ObjectId::new(Kind::Node, None, &self.node_name);
+    ) -> BTreeSet<IpAddr> {
+        let id = self.node_id();
         let node = self.nodes.get(&id);
-        let addresses =
-            node.map(|node| node::primary_addresses(&id, node, problems)).unwrap_or_default();
+        let mut addresses = BTreeSet::new();
+        if self.config.has_primary()
+            && let Some(node) = node
+        {
+            addresses.extend(node::primary_addresses(&id, node, problems).into_values());
+        }
+        let in_range = |addr: &&IpAddr| {
+            self.config.has_node_ports(**addr) && node::may_have_node_ports(**addr)
+        };
+        addresses.extend(self.device_addresses.iter().filter(in_range));
+
         let origin = node.map_or("", |node| node.origin.as_str());
         let mut report = problems.about(origin, &id.to_string());
-        let with_node_ports =
-            || plans.values().filter(|plan| plan.ports.iter().any(|port| port.node_port.is_some()));
-        if node.is_none() {
-            let count = with_node_ports().count();
+        let wanted_by = |families: &[Family]| {
+            let wants = |plan: &&Plan| {
+                plan.ports.iter().any(|port| port.node_port.is_some())
+                    && families.iter().any(|family| plan.families.contains(family))
+            };
+            plans.values().filter(wants).count()
+        };
+        let families = [Family::V4, Family::V6];
+        let consequence = "NodePorts are not served (Services that want them";
+        if !self.config.has_node_port_ranges() && node.is_none() {
+            let count = wanted_by(&families);
             if count > 0 {
-                let message = format!(
-                    "no such Node: NodePorts are not served (Services that want them: {count})"
-                );
-                report.warning("", message);
+                report.warning("", format!("no such Node: {consequence}: {count})"));
             }
             return addresses;
         }
-        for family in [Family::V4, Family::V6] {
-            let count = with_node_ports().filter(|plan| plan.families.contains(&family)).count();
-            if count > 0 && !addresses.contains_key(&family) {
-                let message = format!(
-                    "no InternalIP of family {family}: its NodePorts are not served (Services that \
-                     want them: {count})"
-                );
-                report.warning("status.addresses", message);
+        for family in families {
+            let count = wanted_by(&[family]);
+            if count == 0 || addresses.iter().any(|addr| Family::of(*addr) == family) {
+                continue;
             }
+            let (field, what) = match self.config.has_node_port_ranges() {
+                false => ("status.addresses", "InternalIP"),
+                true => ("", "address in --nodeport-addresses"),
+            };
+            let message = format!("no {what} of family {family}: its {consequence}: {count})");
+            report.warning(field, message);
         }
         addresses
     }

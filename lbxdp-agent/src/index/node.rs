@@ -10,6 +10,9 @@ use crate::model::Family;
 use crate::problem::{Problems, quoted};
 use crate::source::{ObjectId, Sourced};
 
+/// The zone of a node.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// The primary addresses of a node: the first `InternalIP` of each family. That is kube-proxy's
 /// `--nodeport-addresses=primary`, the default of its nftables mode (KEP-3866); `ExternalIP` is
 /// usually the outside of somebody else's NAT.
@@ -37,6 +40,18 @@ pub(super) fn primary_addresses(
         }
     }
     primary
+}
+
+/// The zone of a node, if it is labelled with one.
+pub(super) fn zone(node: &Node) -> Option<&str> {
+    let zone = node.metadata.labels.as_ref()?.get(ZONE_LABEL)?;
+    Some(zone.as_str()).filter(|zone| !zone.is_empty())
+}
+
+/// Whether NodePorts may be served on a device's address at all. On loopback they would be within
+/// reach of the neighbours on a link (CVE-2020-8558).
+pub(super) fn may_have_node_ports(addr: IpAddr) -> bool {
+    address::check(addr).is_ok()
 }
 
 /// Every address by which others know the node.

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
+use super::config::Config;
 use super::ports::{self, Port};
-use super::{address, names};
+use super::{address, external, names};
 use crate::model::Family;
 use crate::problem::{Problems, Reporter, quoted};
 use crate::source::{ObjectId, Sourced};
@@ -32,10 +33,12 @@ pub(super) struct Plan {
     pub cluster_ips: Vec<Address>,
     /// Addresses of load balancers.
     pub load_balancer_ips: Vec<Address>,
-    /// Families in which it has NodePorts: those it has ClusterIPs of, as kube-proxy runs once
-    /// for each family and skips Services without a ClusterIP of it.
+    /// External addresses that are allowed.
+    pub external_ips: Vec<Address>,
+    /// Families in which it is served: those it has ClusterIPs of, as kube-proxy runs once for
+    /// each family and skips Services without a ClusterIP of it.
     pub families: BTreeSet<Family>,
-    /// For NodePorts and load balancer addresses, from outside the node.
+    /// For NodePorts, load balancer addresses and external ones, from outside the node.
     pub external_policy: Policy,
     /// For ClusterIPs.
     pub internal_policy: Policy,
@@ -64,6 +67,7 @@ pub(super) enum Policy {
 pub(super) fn plan(
     id: &ObjectId,
     sourced: &Sourced<impl AsRef<Service>>,
+    config: &Config,
     problems: &mut Problems,
 ) -> Option<Plan> {
     let service = sourced.object.as_ref();
@@ -92,16 +96,31 @@ pub(super) fn plan(
     };
     let ports = ports::check(ports, type_ != Type::ClusterIp, report);
     let cluster_ips = addresses(cluster_ips, "ClusterIP", report);
-    let load_balancer_ips = load_balancer_ips(service, spec, type_, report);
+    let families = families(&cluster_ips, spec);
+    let mut load_balancer_ips = load_balancer_ips(service, type_, report);
+    let mut external_ips = external::allowed_ips(spec, config, report);
+    keep_families(&mut load_balancer_ips, &families, "load balancer address", report);
+    keep_families(&mut external_ips, &families, "external address", report);
+    if has_source_ranges(spec) && !(load_balancer_ips.is_empty() && external_ips.is_empty()) {
+        // Open to everybody is the one thing that the author did not want.
+        report.warning(
+            "spec.loadBalancerSourceRanges",
+            "source ranges are not supported yet: load balancer and external addresses are not \
+             served",
+        );
+        load_balancer_ips.clear();
+        external_ips.clear();
+    }
     warn_of_what_is_not_served_yet(spec, report);
     Some(Plan {
         id: id.clone(),
         origin: sourced.origin.clone(),
         created: service.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |t| t.0.as_second()),
         ports,
-        families: families(&cluster_ips, spec),
+        families,
         cluster_ips,
         load_balancer_ips,
+        external_ips,
         external_policy: policy(
             spec.external_traffic_policy.as_deref(),
             "spec.externalTrafficPolicy",
@@ -165,7 +184,11 @@ fn written_cluster_ips<'a>(
 }
 
 /// Those that can be served.
-fn addresses(written: Vec<(&str, String)>, what: &str, report: &mut Reporter<'_>) -> Vec<Address> {
+pub(super) fn addresses(
+    written: Vec<(&str, String)>,
+    what: &str,
+    report: &mut Reporter<'_>,
+) -> Vec<Address> {
     let mut addresses = Vec::new();
     for (text, field) in written {
         match address::parse(text) {
@@ -181,12 +204,7 @@ fn addresses(written: Vec<(&str, String)>, what: &str, report: &mut Reporter<'_>
 
 /// `status.loadBalancer.ingress[].ip`, unless the mode says that the load balancer itself
 /// delivers to nodes or pods (KEP-1860). Entries with only a host name have nothing to serve.
-fn load_balancer_ips(
-    service: &Service,
-    spec: &ServiceSpec,
-    type_: Type,
-    report: &mut Reporter<'_>,
-) -> Vec<Address> {
+fn load_balancer_ips(service: &Service, type_: Type, report: &mut Reporter<'_>) -> Vec<Address> {
     let ingress = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = ingress.and_then(|balancer| balancer.ingress.as_deref()).unwrap_or_default();
     let mut written = Vec::new();
@@ -218,18 +236,33 @@ fn load_balancer_ips(
         );
         return Vec::new();
     }
-    if spec.load_balancer_source_ranges.as_deref().unwrap_or_default().iter().any(|range| {
-        // Padding is accepted, so white space alone is no range.
-        !range.trim().is_empty()
-    }) {
-        // Open to everybody is the one thing that the author did not want.
-        report.warning(
-            "spec.loadBalancerSourceRanges",
-            "source ranges are not supported yet: the load balancer addresses are not served",
-        );
-        return Vec::new();
-    }
     addresses
+}
+
+/// Leaves out the addresses of a family that the Service has no endpoints of.
+fn keep_families(
+    addresses: &mut Vec<Address>,
+    families: &BTreeSet<Family>,
+    what: &str,
+    report: &mut Reporter<'_>,
+) {
+    addresses.retain(|Address { addr, field }| {
+        let family = Family::of(*addr);
+        let has = families.contains(&family);
+        if !has {
+            let message = format!(
+                "the Service has no ClusterIP of family {family}: this {what} is not served"
+            );
+            report.warning(field, message);
+        }
+        has
+    });
+}
+
+fn has_source_ranges(spec: &ServiceSpec) -> bool {
+    let ranges = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    // Padding is accepted, so white space alone is no range.
+    ranges.iter().any(|range| !range.trim().is_empty())
 }
 
 fn families(cluster_ips: &[Address], spec: &ServiceSpec) -> BTreeSet<Family> {
@@ -255,13 +288,6 @@ fn policy(written: Option<&str>, field: &str, report: &mut Reporter<'_>) -> Poli
 }
 
 fn warn_of_what_is_not_served_yet(spec: &ServiceSpec, report: &mut Reporter<'_>) {
-    if spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
-        report.warning(
-            "spec.externalIPs",
-            "external addresses are not served: whoever may write a Service could take any \
-             address with them (CVE-2020-8554)",
-        );
-    }
     match spec.session_affinity.as_deref() {
         None | Some("" | "None") => {}
         Some("ClientIP") => report.warning(

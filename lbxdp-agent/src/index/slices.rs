@@ -1,14 +1,18 @@
 //! EndpointSlices: the endpoints of every Service port.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::{Endpoint as WrittenEndpoint, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint as WrittenEndpoint, EndpointConditions, EndpointPort, EndpointSlice,
+};
 
 use super::address;
 use super::ports::{Port, Written, number, protocol};
 use super::service::{HEADLESS_LABEL, PROXY_NAME_LABEL};
+use super::topology::{Here, Hints};
 use crate::model::{Family, Protocol};
 use crate::problem::{Problems, Reporter, quoted};
 use crate::source::{Kind, ObjectId, Sourced};
@@ -17,12 +21,58 @@ use crate::source::{Kind, ObjectId, Sourced};
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// One endpoint of one port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
     /// On this node. The name of the node decides, not its addresses.
     pub local: bool,
-    /// May get new connections. Absent means yes.
-    pub ready: bool,
+    /// Whether it may get new connections.
+    pub state: State,
+    /// For whom it is meant.
+    pub hints: Hints,
+}
+
+/// Whether an endpoint may get new connections. Later ones allow more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum State {
+    /// Never.
+    Unusable,
+    /// If nobody is ready: it ends, but still serves (KEP-1669).
+    Draining,
+    /// Yes. A terminating one too, if the slice says so: that is how `publishNotReadyAddresses`
+    /// reaches a proxy.
+    Ready,
+}
+
+impl State {
+    /// Absent means ready, serving and not terminating.
+    fn of(conditions: Option<&EndpointConditions>) -> Self {
+        let says = |condition: fn(&EndpointConditions) -> Option<bool>, absent| {
+            conditions.and_then(condition).unwrap_or(absent)
+        };
+        if says(|c| c.ready, true) {
+            Self::Ready
+        } else if says(|c| c.serving, true) && says(|c| c.terminating, false) {
+            Self::Draining
+        } else {
+            Self::Unusable
+        }
+    }
+}
+
+impl Endpoint {
+    /// One endpoint of two that slices have on the same address. Of what they say differently
+    /// that which allows more wins, so that the order of slices doesn't matter. kube-proxy too
+    /// prefers a local duplicate, but for the rest takes what it happens to see first.
+    fn merge(self, other: Self) -> Self {
+        let hints = match self.state.cmp(&other.state) {
+            // One that is behind has hints of the past.
+            Ordering::Less => other.hints,
+            Ordering::Equal => self.hints.merge(other.hints),
+            Ordering::Greater => self.hints,
+        };
+        let (local, state) = (self.local || other.local, self.state.max(other.state));
+        Self { local, state, hints }
+    }
 }
 
 /// The endpoints of one Service port by address. An address that several slices carry is one
@@ -42,7 +92,7 @@ impl<'a> Slices<'a> {
         &mut self,
         id: &ObjectId,
         sourced: &'a Sourced<impl AsRef<EndpointSlice>>,
-        node_name: &str,
+        here: Here<'_>,
         find: impl FnOnce(&ObjectId) -> Option<(&'s Service, bool)>,
         problems: &mut Problems,
     ) {
@@ -68,7 +118,7 @@ impl<'a> Slices<'a> {
             }
         };
         let Some(family) = family(&slice.address_type, report) else { return };
-        let addresses = addresses(slice.endpoints.as_deref(), family, node_name, report);
+        let addresses = addresses(slice.endpoints.as_deref(), family, here, report);
         let ports = slice.ports.as_deref().unwrap_or_default();
         if ports.is_empty() && !addresses.is_empty() {
             report.warning("ports", "empty: the endpoints of the slice are not used");
@@ -80,15 +130,11 @@ impl<'a> Slices<'a> {
             };
             let by_name = self.0.entry((service_id.clone(), protocol)).or_default();
             let endpoints = by_name.entry(name).or_default();
-            for (addr, Endpoint { local, ready }) in &addresses {
+            for (addr, endpoint) in &addresses {
                 let mut addr = *addr;
                 addr.set_port(number);
-                let endpoint =
-                    endpoints.entry(addr).or_insert(Endpoint { local: false, ready: false });
-                // Of two that say different things the one that allows more wins, so that the
-                // order of slices doesn't matter; kube-proxy too prefers a local duplicate.
-                endpoint.local |= local;
-                endpoint.ready |= ready;
+                let known = endpoints.entry(addr).or_insert(*endpoint);
+                *known = known.merge(*endpoint);
             }
         }
     }
@@ -116,7 +162,7 @@ fn family(address_type: &str, report: &mut Reporter<'_>) -> Option<Family> {
 fn addresses(
     endpoints: Option<&[WrittenEndpoint]>,
     family: Family,
-    node_name: &str,
+    here: Here<'_>,
     report: &mut Reporter<'_>,
 ) -> Vec<(SocketAddr, Endpoint)> {
     let mut usable = Vec::new();
@@ -132,10 +178,12 @@ fn addresses(
         }
         let reason = match address::parse(text) {
             Ok(addr) if Family::of(addr) == family => {
-                let conditions = endpoint.conditions.as_ref();
-                let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
-                let local = endpoint.node_name.as_deref() == Some(node_name);
-                usable.push((SocketAddr::new(addr, 0), Endpoint { local, ready }));
+                let endpoint = Endpoint {
+                    local: endpoint.node_name.as_deref() == Some(here.node),
+                    state: State::of(endpoint.conditions.as_ref()),
+                    hints: Hints::read(endpoint.hints.as_ref(), here),
+                };
+                usable.push((SocketAddr::new(addr, 0), endpoint));
                 continue;
             }
             Ok(_) => format!("is not of the slice's family {family}"),

@@ -3,6 +3,7 @@
 mod bad_input;
 mod conflicts;
 mod endpoints;
+mod facts;
 mod properties;
 mod services;
 

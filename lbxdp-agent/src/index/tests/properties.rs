@@ -107,12 +107,20 @@ fn any_service() -> impl Strategy<Value = Sourced<Object>> {
         })
 }
 
+fn named(name: Value) -> Value {
+    if name.is_null() { name } else { json!({"name": name}) }
+}
+
 fn any_slice(services: &'static [&'static str]) -> impl Strategy<Value = Sourced<Object>> {
-    let conditions = any::<(Option<bool>, Option<bool>)>();
-    let endpoint = (list(address()), text(&[NODE, "node-2"]), conditions).prop_map(
-        |(addresses, node, (ready, serving))| {
-            let conditions = json!({"ready": ready, "serving": serving});
-            json!({"addresses": addresses, "nodeName": node, "conditions": conditions})
+    let conditions = any::<(Option<bool>, Option<bool>, Option<bool>)>();
+    let hint = || list(text(&[NODE, "a", ""]).prop_map(named));
+    let endpoint = (list(address()), text(&[NODE, "node-2"]), conditions, hint(), hint()).prop_map(
+        |(addresses, node, (ready, serving, terminating), nodes, zones)| {
+            json!({
+                "addresses": addresses, "nodeName": node,
+                "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+                "hints": {"forNodes": nodes, "forZones": zones},
+            })
         },
     );
     (
@@ -133,8 +141,10 @@ fn any_slice(services: &'static [&'static str]) -> impl Strategy<Value = Sourced
 fn any_node() -> impl Strategy<Value = Sourced<Object>> {
     let addr = (text(&["InternalIP", "ExternalIP"]), address())
         .prop_map(|(kind, addr)| json!({"type": kind, "address": addr}));
-    (text(&[NODE, "node-2"]), list(addr)).prop_map(|(name, addresses)| {
-        object::<Node>(json!({"metadata": {"name": name}, "status": {"addresses": addresses}}))
+    (text(&[NODE, "node-2"]), list(addr), text(&["a"])).prop_map(|(name, addresses, zone)| {
+        let labels = json!({"topology.kubernetes.io/zone": zone.as_str().unwrap_or_default()});
+        let metadata = json!({"name": name, "labels": labels});
+        object::<Node>(json!({"metadata": metadata, "status": {"addresses": addresses}}))
     })
 }
 
@@ -152,6 +162,24 @@ fn good() -> Vec<Sourced<Object>> {
     ]
 }
 
+/// What follows if the operator allows everything, in both orders.
+fn allowed(objects: &[Sourced<Object>]) -> (Desired, Vec<Problem>) {
+    let everything = || vec![range("0.0.0.0/0").unwrap(), range("::/0").unwrap()];
+    let config = || Config {
+        allow_external_ips: everything(),
+        node_port_addresses: everything().into_iter().map(NodePortAddresses::In).collect(),
+    };
+    let decide = |objects: Vec<Sourced<Object>>| {
+        let mut index = Index::new(NODE).with_config(config());
+        index.set_device_addresses(["10.1.0.1", "127.0.0.1"].map(|a| a.parse().unwrap()).into());
+        index.replace(objects);
+        index.desired()
+    };
+    let forward = decide(objects.to_vec());
+    assert_eq!(forward, decide(objects.iter().rev().cloned().collect()));
+    forward
+}
+
 /// The same objects in both orders give the same; which of two objects with one id came last is
 /// not part of that.
 fn distinct(objects: Vec<Sourced<Object>>) -> Vec<Sourced<Object>> {
@@ -167,17 +195,19 @@ proptest! {
         nodes in vec(any_node(), 0..3),
     ) {
         let objects = distinct([services, slices, nodes].concat());
-        let (desired, problems) = desired(&objects);
-        for problem in &problems {
-            prop_assert!(!problem.to_string().contains(char::is_control), "{:?}", problem);
-        }
-        for (addr, Frontend { external, internal, .. }) in &desired.frontends {
-            for endpoints in [external, internal] {
-                if let Endpoints::Serve(addrs) = endpoints {
+        for (desired, problems) in [desired(&objects), allowed(&objects)] {
+            for problem in &problems {
+                prop_assert!(!problem.to_string().contains(char::is_control), "{:?}", problem);
+            }
+            for (addr, Frontend { external, internal, .. }) in &desired.frontends {
+                prop_assert!(!addr.addr.is_loopback());
+                for endpoints in [external, internal] {
+                    let Endpoints::Serve(addrs) = endpoints else { continue };
                     prop_assert!(!addrs.is_empty());
-                    let fits = |a: &std::net::SocketAddr| {
- a.is_ipv4() == addr.addr.is_ipv4() && a.port() != 0 };
-prop_assert!(addrs.iter().all(fits));
+                    for backend in addrs {
+                        prop_assert_eq!(backend.is_ipv4(), addr.addr.is_ipv4());
+                        prop_assert_ne!(backend.port(), 0);
+                    }
                 }
             }
         }
@@ -188,12 +218,13 @@ prop_assert!(addrs.iter().all(fits));
         bad in vec(any_service(), 1..4),
         slices in vec(any_slice(&["bad-1", "bad-2", "nobody"]), 0..3),
     ) {
-        let alone = desired(&good()).0;
         let objects = distinct([good(), bad, slices].concat());
-        let with_bad = desired(&objects).0;
-        for (addr, frontend) in &alone.frontends {
-            prop_assert_eq!(with_bad.frontends.get(addr), Some(frontend));
+        for decide in [desired, allowed] {
+            let (alone, with_bad) = (decide(&good()).0, decide(&objects).0);
+            for (addr, frontend) in &alone.frontends {
+                prop_assert_eq!(with_bad.frontends.get(addr), Some(frontend));
+            }
+            prop_assert!(with_bad.local_backends.is_superset(&alone.local_backends));
         }
-        prop_assert!(with_bad.local_backends.is_superset(&alone.local_backends));
     }
 }

@@ -73,7 +73,10 @@ fn both_families_are_served_from_slices_of_their_own() {
 
 #[test]
 fn load_balancer_addresses_are_served_unless_the_balancer_delivers_itself() {
-    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+    let spec = json!({
+        "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ipFamilies": ["IPv4", "IPv6"],
+        "ports": [{"port": 80}],
+    });
     let ingress = json!([
         {"ip": "192.0.2.1"}, {"ip": "192.0.2.2", "ipMode": "VIP"}, {"hostname": "example.org"},
         {"ip": "192.0.2.3", "ipMode": "Proxy"}, {"ip": "2001:db8::1", "hostname": "example.org"},
@@ -227,4 +230,18 @@ fn objects_can_be_replaced_and_deleted_one_by_one() {
     index.delete(&ObjectId::new(Kind::Service, None, "web"));
     index.delete(&ObjectId::new(Kind::Service, None, "web"));
     assert_eq!(index.desired(), (Desired::default(), vec![]));
+}
+
+#[test]
+fn addresses_of_devices_matter_only_where_a_range_asks_for_them() {
+    let addresses = |addr: &str| BTreeSet::from([addr.parse().unwrap()]);
+    let mut index = index([web(json!({}))]);
+    assert!(!index.set_device_addresses(addresses("10.1.0.1")));
+    let node_port_addresses = vec!["primary".parse().unwrap()];
+    index = index.with_config(Config { node_port_addresses, ..Config::default() });
+    assert!(!index.set_device_addresses(addresses("10.1.0.2")));
+    let node_port_addresses = vec!["10.0.0.0/8".parse().unwrap()];
+    index = index.with_config(Config { node_port_addresses, ..Config::default() });
+    assert!(index.set_device_addresses(addresses("10.1.0.3")));
+    assert!(!index.set_device_addresses(addresses("10.1.0.3")));
 }
