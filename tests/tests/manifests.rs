@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use lbxdp_agent::apply::fake::FakeMaps;
 use lbxdp_agent::dump::dump;
-use lbxdp_agent::index::Index;
+use lbxdp_agent::index::{Config, Index, range};
 use lbxdp_agent::model::{Desired, Endpoints, NodeFacts, Severity};
 use lbxdp_agent::reconcile::Reconciler;
 use lbxdp_agent::source::manifests;
@@ -62,8 +62,8 @@ fn program(steps: &[Index]) -> String {
     dump(reconciler.actual())
 }
 
-fn grow<'a>(objects: impl Iterator<Item = &'a Sourced<Object>>) -> Vec<Index> {
-    let mut index = Index::new(NODE);
+fn grow<'a>(empty: &Index, objects: impl Iterator<Item = &'a Sourced<Object>>) -> Vec<Index> {
+    let mut index = empty.clone();
     objects
         .map(|object| {
             index.apply(object.clone());
@@ -73,13 +73,17 @@ fn grow<'a>(objects: impl Iterator<Item = &'a Sourced<Object>>) -> Vec<Index> {
 }
 
 #[track_caller]
-fn check(manifests: &Path, golden: &Path) {
+fn check(manifests: &Path, golden: &Path, empty: &Index) {
     let snapshot = manifests::load(manifests).expect("the case's directory");
-    let mut index = Index::new(NODE);
+    let mut index = empty.clone();
     index.replace(snapshot.objects.clone());
     let dump = program(std::slice::from_ref(&index));
-    assert_eq!(program(&grow(snapshot.objects.iter())), dump, "one by one");
-    assert_eq!(program(&grow(snapshot.objects.iter().rev())), dump, "one by one, last first");
+    assert_eq!(program(&grow(empty, snapshot.objects.iter())), dump, "one by one");
+    assert_eq!(
+        program(&grow(empty, snapshot.objects.iter().rev())),
+        dump,
+        "one by one, last first"
+    );
 
     let mut text = dump;
     text.push_str("\nproblems\n");
@@ -102,14 +106,19 @@ fn golden() -> PathBuf {
 }
 
 fn check_case(name: &str) {
+    check_case_on(name, &Index::new(NODE));
+}
+
+/// A case with flags and devices.
+fn check_case_on(name: &str, empty: &Index) {
     let dir = golden().join("manifests").join(name);
-    check(&dir, &dir.join("maps.txt"));
+    check(&dir, &dir.join("maps.txt"), empty);
 }
 
 #[test]
 fn the_examples_are_served_as_their_comments_say() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
-    check(&examples, &golden().join("examples.txt"));
+    check(&examples, &golden().join("examples.txt"), &Index::new(NODE));
 }
 
 #[test]
@@ -120,6 +129,18 @@ fn named_ports_are_joined_by_name_and_may_differ_from_pod_to_pod() {
 #[test]
 fn policies_decide_who_is_served_dropped_and_refused() {
     check_case("policies");
+}
+
+#[test]
+fn readiness_and_hints_choose_endpoints_and_the_operator_chooses_addresses() {
+    let config = Config {
+        allow_external_ips: vec![range("192.0.2.0/25").expect("a range")],
+        node_port_addresses: vec!["198.51.100.0/24".parse().expect("a range")],
+    };
+    let devices = ["198.51.100.11", "198.51.100.12", "10.244.1.254"];
+    let mut empty = Index::new(NODE).with_config(config);
+    empty.set_device_addresses(devices.map(|addr| addr.parse().expect("an address")).into());
+    check_case_on("endpoint-selection", &empty);
 }
 
 #[test]
