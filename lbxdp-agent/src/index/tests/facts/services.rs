@@ -5,6 +5,7 @@ use super::*;
 const SKIP: &str = "Kn util/utils.go ShouldSkipService";
 const SELECTOR: &str = "K30 cmd/kube-proxy/app/server.go:904";
 const PORT: &str = "K30 serviceport.go newBaseServiceInfo";
+const CACHE: &str = "Kn endpointslicecache.go";
 const NODE_PORTS: &str = "KEP-3866";
 const EXTERNAL: &str = "KEP-5707";
 
@@ -28,36 +29,53 @@ fn which() -> Vec<Fact> {
             .given([web(json!({"type": "ExternalName", "externalName": "example.org"}))])
             .serves([])
             .silently(),
-        fact("the label for another proxy takes a Service away, whenever it comes and goes", SELECTOR)
-            .given([web_balancer(json!({})), endpoints([(1, "ready")]), this_node()])
-            .serves(BALANCER)
-            .given([labelled(web_balancer(json!({})), service::PROXY_NAME_LABEL)])
-            .serves([])
-            .silently()
-            .given([web_balancer(json!({}))])
-            .serves(BALANCER),
-        fact("the headless label takes a Service away even with a ClusterIP, whenever it comes and goes", SELECTOR)
-            .given([labelled(web_balancer(json!({})), service::HEADLESS_LABEL), endpoints([(1, "ready")]), this_node()])
-            .serves([])
-            .silently()
-            .given([web_balancer(json!({}))])
-            .serves(BALANCER)
-            .given([labelled(web_balancer(json!({})), service::HEADLESS_LABEL)])
-            .serves([]),
+        fact(
+            "the label for another proxy takes a Service away, whenever it comes and goes",
+            SELECTOR,
+        )
+        .given([web_balancer(json!({})), endpoints([(1, "ready")]), this_node()])
+        .serves(BALANCER)
+        .given([labelled(web_balancer(json!({})), service::PROXY_NAME_LABEL)])
+        .serves([])
+        .silently()
+        .given([web_balancer(json!({}))])
+        .serves(BALANCER),
+        fact(
+            "the headless label takes a Service with a ClusterIP away, whenever it comes and goes",
+            SELECTOR,
+        )
+        .given([
+            labelled(web_balancer(json!({})), service::HEADLESS_LABEL),
+            endpoints([(1, "ready")]),
+            this_node(),
+        ])
+        .serves([])
+        .silently()
+        .given([web_balancer(json!({}))])
+        .serves(BALANCER)
+        .given([labelled(web_balancer(json!({})), service::HEADLESS_LABEL)])
+        .serves([]),
         fact("the loadBalancerClass does not matter to a proxy", PORT)
-            .given([web_balancer(json!({"loadBalancerClass": "example.org/x"})), endpoints([(1, "ready")]), this_node()])
-            .serves(BALANCER),
-        fact("an ingress address of mode Proxy has no frontend, and one with only a host name neither", "KEP-1860")
-            .given([balancer(json!([
-                {"ip": "192.0.2.1"}, {"ip": "192.0.2.2", "ipMode": "VIP"},
-                {"ip": "192.0.2.3", "ipMode": "Proxy"}, {"hostname": "lb.example.org"},
-            ]))])
-            .serves([
-                "ClusterIP 10.96.0.1:80/TCP reject",
-                "LoadBalancer 192.0.2.1:80/TCP reject",
-                "LoadBalancer 192.0.2.2:80/TCP reject",
+            .given([
+                web_balancer(json!({"loadBalancerClass": "example.org/x"})),
+                endpoints([(1, "ready")]),
+                this_node(),
             ])
-            .silently(),
+            .serves(BALANCER),
+        fact(
+            "an ingress of mode Proxy has no frontend, and one with only a host name neither",
+            "KEP-1860",
+        )
+        .given([balancer(json!([
+            {"ip": "192.0.2.1"}, {"ip": "192.0.2.2", "ipMode": "VIP"},
+            {"ip": "192.0.2.3", "ipMode": "Proxy"}, {"hostname": "lb.example.org"},
+        ]))])
+        .serves([
+            "ClusterIP 10.96.0.1:80/TCP reject",
+            "LoadBalancer 192.0.2.1:80/TCP reject",
+            "LoadBalancer 192.0.2.2:80/TCP reject",
+        ])
+        .silently(),
         fact("an ingress address is served only in a family of the Service", PORT)
             .given([balancer(json!([{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}]))])
             .serves(["ClusterIP 10.96.0.1:80/TCP reject", "LoadBalancer 192.0.2.1:80/TCP reject"])
@@ -74,24 +92,36 @@ fn which() -> Vec<Fact> {
             .silently()
             .given([web_balancer(json!({}))])
             .serves(BALANCER),
-        fact("one port number may be served for TCP and UDP, together and alone", "Kn e2e service.go")
-            .given([web(ports(json!([tcp_port(), udp_port()]))), both_protocols()])
-            .serves(["ClusterIP 10.96.0.1:80/TCP #1", "ClusterIP 10.96.0.1:80/UDP #1"])
-            .given([web(ports(json!([tcp_port()])))])
-            .serves(["ClusterIP 10.96.0.1:80/TCP #1"])
-            .given([web(ports(json!([udp_port()])))])
-            .serves(["ClusterIP 10.96.0.1:80/UDP #1"]),
-        fact("a named target port may be another number on each pod", CACHE_JOIN)
+        fact(
+            "one port number may be served for TCP and UDP, together and alone",
+            "Kn e2e service.go",
+        )
+        .given([web(ports(json!([tcp_port(), udp_port()]))), both_protocols()])
+        .serves(["ClusterIP 10.96.0.1:80/TCP #1", "ClusterIP 10.96.0.1:80/UDP #1"])
+        .given([web(ports(json!([tcp_port()])))])
+        .serves(["ClusterIP 10.96.0.1:80/TCP #1"])
+        .given([web(ports(json!([udp_port()])))])
+        .serves(["ClusterIP 10.96.0.1:80/UDP #1"]),
+        fact("a named target port may be another number on each pod", CACHE)
             .given([
                 web(json!({"ports": [{"port": 80, "targetPort": "http"}]})),
                 endpoints([(1, "ready")]),
-                slice("web-2", "web", json!({
-                    "ports": [{"port": 9090}], "endpoints": [{"addresses": ["10.0.0.2"]}],
-                })),
+                slice(
+                    "web-2",
+                    "web",
+                    json!({
+                        "ports": [{"port": 9090}], "endpoints": [{"addresses": ["10.0.0.2"]}],
+                    }),
+                ),
             ])
             .serves(["ClusterIP 10.96.0.1:80/TCP #1,#2:9090"]),
         fact("both families are served, whichever is the primary one", PORT)
-            .given([dual_stack(["10.96.0.1", "fd00:96::1"]), endpoints([(1, "ready")]), endpoints6(), dual_node()])
+            .given([
+                dual_stack(["10.96.0.1", "fd00:96::1"]),
+                endpoints([(1, "ready")]),
+                endpoints6(),
+                dual_node(),
+            ])
             .serves(DUAL)
             .given([dual_stack(["fd00:96::1", "10.96.0.1"])])
             .serves(DUAL)
@@ -99,7 +129,6 @@ fn which() -> Vec<Fact> {
     ]
 }
 
-const CACHE_JOIN: &str = "Kn endpointslicecache.go";
 const BALANCER: [&str; 3] = [
     "NodePort 10.1.0.1:30080/TCP #1",
     "ClusterIP 10.96.0.1:80/TCP #1",
@@ -240,25 +269,31 @@ fn node_ports() -> Vec<Fact> {
 
 fn short_circuit() -> Vec<Fact> {
     vec![
-        fact("clients on the node reach every endpoint of an external address, whatever the policies", "K30 nftables/proxier.go:1400")
-            .given([
-                web_balancer(json!({
-                    "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
-                })),
-                endpoints([(1, "here ready"), (2, "there ready")]),
-                this_node(),
-            ])
-            .serves([
-                "NodePort 10.1.0.1:30080/TCP #1 | #1,#2",
-                "ClusterIP 10.96.0.1:80/TCP #1",
-                "LoadBalancer 192.0.2.1:80/TCP #1 | #1,#2",
-            ]),
-        fact("a ClusterIP follows the internal policy, whoever asks", "K30 nftables/proxier.go:1119")
-            .given([
-                web(json!({"internalTrafficPolicy": "Local"})),
-                endpoints([(1, "here ready"), (2, "there ready")]),
-            ])
-            .serves(["ClusterIP 10.96.0.1:80/TCP #1"]),
+        fact(
+            "clients on the node reach every endpoint of an external address, whatever the policy",
+            "K30 nftables/proxier.go:1400",
+        )
+        .given([
+            web_balancer(json!({
+                "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
+            })),
+            endpoints([(1, "here ready"), (2, "there ready")]),
+            this_node(),
+        ])
+        .serves([
+            "NodePort 10.1.0.1:30080/TCP #1 | #1,#2",
+            "ClusterIP 10.96.0.1:80/TCP #1",
+            "LoadBalancer 192.0.2.1:80/TCP #1 | #1,#2",
+        ]),
+        fact(
+            "a ClusterIP follows the internal policy, whoever asks",
+            "K30 nftables/proxier.go:1119",
+        )
+        .given([
+            web(json!({"internalTrafficPolicy": "Local"})),
+            endpoints([(1, "here ready"), (2, "there ready")]),
+        ])
+        .serves(["ClusterIP 10.96.0.1:80/TCP #1"]),
     ]
 }
 
@@ -305,45 +340,62 @@ fn precedence() -> Vec<Fact> {
     vec![
         fact("a ClusterIP wins over an external address", "ours")
             .allowing_external_ips(["10.0.0.0/8"])
-            .given([other("ClusterIP", "10.96.0.1", "10.96.0.2"), web(json!({})), endpoints([(1, "ready")])])
+            .given([
+                other("ClusterIP", "10.96.0.1", "10.96.0.2"),
+                web(json!({})),
+                endpoints([(1, "ready")]),
+            ])
             .serves(["ClusterIP 10.96.0.1:80/TCP #1", "ClusterIP 10.96.0.2:80/TCP reject"])
-            .complains("Service default/other: spec.externalIPs[0]: 10.96.0.1:80/TCP is the ClusterIP of"),
+            .complains("other: spec.externalIPs[0]: 10.96.0.1:80/TCP is the ClusterIP of"),
         fact("a load balancer address wins over an external address", "ours")
             .allowing_external_ips(["192.0.2.0/24"])
-            .given([other("ClusterIP", "192.0.2.1", "10.96.0.2"), balancer(json!([{"ip": "192.0.2.1"}])), endpoints([(1, "ready")])])
+            .given([
+                other("ClusterIP", "192.0.2.1", "10.96.0.2"),
+                balancer(json!([{"ip": "192.0.2.1"}])),
+                endpoints([(1, "ready")]),
+            ])
             .serves([
                 "ClusterIP 10.96.0.1:80/TCP #1",
                 "ClusterIP 10.96.0.2:80/TCP reject",
                 "LoadBalancer 192.0.2.1:80/TCP #1",
             ])
-            .complains("spec.externalIPs[0]: 192.0.2.1:80/TCP is the LoadBalancer of Service default/web"),
-        fact("an external address of the node wins over its NodePort, and the other NodePorts stay", "ours")
-            .allowing_external_ips(["10.1.0.0/16"])
-            .given([
-                service("other", json!({
+            .complains("other: spec.externalIPs[0]: 192.0.2.1:80/TCP is the LoadBalancer of"),
+        fact(
+            "an external address of the node wins over its NodePort, and the other NodePorts stay",
+            "ours",
+        )
+        .allowing_external_ips(["10.1.0.0/16"])
+        .given([
+            service(
+                "other",
+                json!({
                     "clusterIP": "10.96.0.2", "externalIPs": ["10.1.0.1"],
                     "ports": [{"port": 30080}],
-                })),
-                web(json!({"type": "NodePort", "ports": [
-                    {"name": "a", "port": 80, "nodePort": 30080},
-                    {"name": "b", "port": 81, "nodePort": 30081},
-                ]})),
-                this_node(),
-            ])
-            .serves([
-                "ExternalIP 10.1.0.1:30080/TCP reject",
-                "NodePort 10.1.0.1:30081/TCP reject",
-                "ClusterIP 10.96.0.1:80/TCP reject",
-                "ClusterIP 10.96.0.1:81/TCP reject",
-                "ClusterIP 10.96.0.2:30080/TCP reject",
-            ])
-            .complains("Service default/web: spec.ports[0].nodePort: 10.1.0.1:30080/TCP is the ExternalIP of"),
+                }),
+            ),
+            web(json!({"type": "NodePort", "ports": [
+                {"name": "a", "port": 80, "nodePort": 30080},
+                {"name": "b", "port": 81, "nodePort": 30081},
+            ]})),
+            this_node(),
+        ])
+        .serves([
+            "ExternalIP 10.1.0.1:30080/TCP reject",
+            "NodePort 10.1.0.1:30081/TCP reject",
+            "ClusterIP 10.96.0.1:80/TCP reject",
+            "ClusterIP 10.96.0.1:81/TCP reject",
+            "ClusterIP 10.96.0.2:30080/TCP reject",
+        ])
+        .complains("web: spec.ports[0].nodePort: 10.1.0.1:30080/TCP is the ExternalIP of"),
         fact("a load balancer address of the node wins over a NodePort of that number", "ours")
             .given([
-                service("other", json!({
-                    "type": "NodePort", "clusterIP": "10.96.0.2",
-                    "ports": [{"port": 81, "nodePort": 80}],
-                })),
+                service(
+                    "other",
+                    json!({
+                        "type": "NodePort", "clusterIP": "10.96.0.2",
+                        "ports": [{"port": 81, "nodePort": 80}],
+                    }),
+                ),
                 balancer(json!([{"ip": "10.1.0.1"}])),
                 this_node(),
             ])
@@ -352,7 +404,7 @@ fn precedence() -> Vec<Fact> {
                 "ClusterIP 10.96.0.1:80/TCP reject",
                 "ClusterIP 10.96.0.2:81/TCP reject",
             ])
-            .complains("Service default/other: spec.ports[0].nodePort: 10.1.0.1:80/TCP is the LoadBalancer of"),
+            .complains("other: spec.ports[0].nodePort: 10.1.0.1:80/TCP is the LoadBalancer of"),
         fact("one Service may write an address twice", "ours")
             .allowing_external_ips(["192.0.2.0/24"])
             .given([
@@ -363,7 +415,12 @@ fn precedence() -> Vec<Fact> {
             .serves(BALANCER)
             .silently(),
         fact("a lost address is served for the next one as soon as it is free", "ours")
-            .given([node_port_service("a", "10.96.0.2"), node_port_service("web", "10.96.0.1"), endpoints([(1, "ready")]), this_node()])
+            .given([
+                node_port_service("a", "10.96.0.2"),
+                node_port_service("web", "10.96.0.1"),
+                endpoints([(1, "ready")]),
+                this_node(),
+            ])
             .serves([
                 "NodePort 10.1.0.1:30080/TCP reject",
                 "ClusterIP 10.96.0.1:80/TCP #1",
@@ -429,7 +486,9 @@ fn both_protocols() -> Sourced<Object> {
         "web-1",
         "web",
         json!({
-            "ports": [{"name": "tcp", "port": 8080}, {"name": "udp", "port": 8080, "protocol": "UDP"}],
+            "ports": [
+                {"name": "tcp", "port": 8080}, {"name": "udp", "port": 8080, "protocol": "UDP"},
+            ],
             "endpoints": [{"addresses": ["10.0.0.1"]}],
         }),
     )
