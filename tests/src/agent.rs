@@ -17,6 +17,8 @@ use crate::traffic::socket::Source;
 
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9969);
 const READY_WITHIN: Duration = Duration::from_secs(20);
+/// A page of metrics reads every map, and other tests may keep the machine busy.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// How to start an agent.
 #[derive(Clone, Debug, Default)]
@@ -175,7 +177,7 @@ impl Agent {
             let inside = scope.spawn(|| {
                 let file = std::fs::File::open(&self.netns).ok()?;
                 nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
-                http::get(LISTEN, Source::ANY, path, Duration::from_secs(2)).ok()
+                http::get(LISTEN, Source::ANY, path, ANSWER_WITHIN).ok()
             });
             inside.join().ok().flatten()
         })

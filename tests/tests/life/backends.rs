@@ -76,7 +76,7 @@ fn removing_a_backend_breaks_nothing(v6: bool) {
     assert!(report.broken.is_empty(), "{:?}", report.broken);
     assert_eq!(report.open, before);
     assert!(report.pings > 10 * u64::from(CONNECTIONS), "{} pings", report.pings);
-    assert_eq!(world.agent.status().all_drops(), 0);
+    assert_eq!(world.counts().all_drops(), 0);
 }
 
 #[test]

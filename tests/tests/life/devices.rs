@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lbxdp_agent::apply::pinned::PinnedMaps;
-use lbxdp_agent::pins::Pins;
-use lbxdp_agent::sys::{Access, Point};
+use lbxdp_agent::sys::Point;
 use lbxdp_common::Device;
 use lbxdp_tests::cluster::{OVERLAY, UPLINK};
 use lbxdp_tests::link;
@@ -118,8 +116,7 @@ fn a_device_that_is_recreated_under_its_name_is_served_within_a_second() {
 }
 
 fn flags(world: &World) -> u16 {
-    let pins = Pins::new(world.agent.pin_path());
-    let maps = PinnedMaps::open(&pins, Access::ReadOnly).expect("the maps open");
+    let maps = world.maps();
     let devices = maps.devices().expect("the devices are read");
     let ifindex = ifindex(&world.node().netns, UPLINK).expect("the device");
     devices[&ifindex].flags
@@ -138,19 +135,19 @@ fn a_veth_whose_peer_stops_polling_is_left_to_tc_and_loses_no_byte() {
         .map(|transfer| client.spawn(move || transfer.run()))
         .collect();
 
-    let before = world.agent.status();
+    let before = world.counts();
     world.ask_both();
-    let by_xdp = world.agent.status();
+    let by_xdp = world.counts();
     assert!(by_xdp.counter("transmitted") > before.counter("transmitted"));
 
     switch.exec("ethtool -K node-a gro off");
     switch.exec("bpftool net detach xdpdrv dev node-a");
     wait_until("the device takes no frames", FEATURES_WITHIN, || flags(&world) == 0);
-    let by_tc = world.agent.status();
+    let by_tc = world.counts();
     for _ in 0..10 {
         world.ask_both();
     }
-    let changes = world.agent.status().changes_since(&by_tc);
+    let changes = world.counts().changes_since(&by_tc);
     assert!(changes["counters.redirected_neigh"] >= 20, "{changes:?}");
     assert!(!changes.contains_key("counters.transmitted"), "{changes:?}");
     assert_eq!(world.points(UPLINK), ALL, "native XDP stays, it only does not transmit");
@@ -159,9 +156,9 @@ fn a_veth_whose_peer_stops_polling_is_left_to_tc_and_loses_no_byte() {
     switch.xdp_pass("node-a");
     let both = Device::TX | Device::XMIT;
     wait_until("the device takes frames", FEATURES_WITHIN, || flags(&world) == both);
-    let again = world.agent.status();
+    let again = world.counts();
     world.ask_both();
-    let changes = world.agent.status().changes_since(&again);
+    let changes = world.counts().changes_since(&again);
     assert!(changes.contains_key("counters.transmitted"), "{changes:?}");
 
     for transfer in transfers {
@@ -223,7 +220,7 @@ fn a_device_with_a_program_of_somebody_else_is_served_by_tc_and_status_says_so()
     for _ in 0..5 {
         world.ask_both();
     }
-    assert_eq!(world.agent.status().counter("transmitted"), 0);
+    assert_eq!(world.counts().counter("transmitted"), 0);
 
     // Once it is gone, the place is ours; nobody has to restart anything.
     let spread = Spread::new(target(false, Probe::Echo), Probe::Echo, 1);

@@ -3,9 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use lbxdp_agent::apply::pinned::{FlowEntry, PinnedMaps};
-use lbxdp_agent::pins::Pins;
-use lbxdp_agent::sys::Access;
+use lbxdp_agent::apply::pinned::FlowEntry;
 use lbxdp_common::{Flow, FlowKey};
 use lbxdp_tests::cluster::{CLIENT_V4, CLIENT_V6};
 use lbxdp_tests::manifests::{Port, Service};
@@ -67,7 +65,7 @@ fn frontends_of_one_pod_stay_apart(pod: &str) {
     lone(&world, 21, pod);
     wait_served(&world, 20);
     wait_served(&world, 21);
-    let before = world.agent.status();
+    let before = world.counts();
     for v6 in [false, true] {
         let source = Source::new(client_address(v6), ONE_PORT);
         // Two addresses, and two ports of one address.
@@ -91,7 +89,7 @@ fn frontends_of_one_pod_stay_apart(pod: &str) {
         });
         assert_ne!(datagrams[0].peer, datagrams[1].peer);
     }
-    let changes = world.agent.status().changes_since(&before);
+    let changes = world.counts().changes_since(&before);
     assert!(!changes.keys().any(|name| name.starts_with("drops.")), "{changes:?}");
     assert!(!changes.contains_key("counters.flow_broken"), "{changes:?}");
     if pod == "pod-a-1" {
@@ -112,8 +110,7 @@ fn frontends_of_one_remote_pod_used_from_one_client_port_stay_apart() {
 
 /// The keys of the request's and of the reply's half of the client's connection.
 fn halves(world: &World, v6: bool) -> (Vec<String>, Vec<String>) {
-    let pins = Pins::new(world.agent.pin_path());
-    let maps = PinnedMaps::open(&pins, Access::ReadOnly).expect("the maps open");
+    let maps = world.maps();
     let (mut requests, mut replies) = (Vec::new(), Vec::new());
     for entry in maps.flows().expect("the flows are read") {
         let (is_v6, is_reply, port, bytes) = match entry {
@@ -166,7 +163,7 @@ fn connections_outlive_their_entries(pod: &str) {
         };
         for (which, restored) in [("request", true), ("reply", true), ("both", false)] {
             let (request, reply) = both_there(which);
-            let before = world.agent.status();
+            let before = world.counts();
             if which != "reply" {
                 evict(&world, v6, &request);
             }
@@ -180,12 +177,12 @@ fn connections_outlive_their_entries(pod: &str) {
             let (_, reply_now) = both_there(which);
             // The backend sees the same source as before, or its connection would be another.
             assert_eq!(reply, reply_now, "{which} of {peer}");
-            let changes = world.agent.status().changes_since(&before);
+            let changes = world.counts().changes_since(&before);
             assert_eq!(changes.contains_key("counters.flow_restored"), restored, "{changes:?}");
             assert!(!changes.contains_key("counters.flow_broken"), "{changes:?}");
         }
     }
-    assert_eq!(world.agent.status().all_drops(), 0);
+    assert_eq!(world.counts().all_drops(), 0);
 }
 
 #[test]
@@ -208,10 +205,10 @@ fn ports_run_out_and_come_back(v6: bool, with_reset: bool) {
     let ports: std::collections::BTreeSet<_> =
         clients.iter().map(|client| client.answer().peer.port()).collect();
     assert_eq!(ports, (61_000..=61_003).collect());
-    assert_eq!(world.agent.status().all_drops(), 0);
+    assert_eq!(world.counts().all_drops(), 0);
 
     assert!(connect(&world, target, Source::ANY).is_err(), "a fifth connection to {target}");
-    let status = world.agent.status();
+    let status = world.counts();
     assert!(status.drops("snat_ports_exhausted") > 0, "{:#}", status.0);
     assert_eq!(status.drops("snat_ports_exhausted"), status.all_drops());
     for client in &mut clients {

@@ -5,10 +5,8 @@ use std::path::Path;
 use std::thread::{JoinHandle, sleep};
 use std::time::Duration;
 
-use lbxdp_agent::apply::pinned::PinnedMaps;
 use lbxdp_agent::apply::{Actual, Maps as _};
 use lbxdp_agent::pins::Pins;
-use lbxdp_agent::sys::Access;
 use lbxdp_common::Device;
 use lbxdp_tests::process::{command, run};
 use lbxdp_tests::traffic::churn::Churn;
@@ -79,7 +77,7 @@ fn agents_killed_and_stopped_during_transfers_lose_no_byte_and_refuse_nobody() {
         world.agent.start_again();
     }
     traffic.all_went_well();
-    assert_eq!(world.agent.status().all_drops(), 0);
+    assert_eq!(world.counts().all_drops(), 0);
 }
 
 #[test]
@@ -90,7 +88,7 @@ fn three_seconds_without_an_agent_cost_nothing() {
     sleep(Duration::from_secs(3));
     world.agent.start_again();
     traffic.all_went_well();
-    assert_eq!(world.agent.status().all_drops(), 0);
+    assert_eq!(world.counts().all_drops(), 0);
 }
 
 fn json_of(arguments: &[&str], path: &Path) -> Value {
@@ -138,7 +136,7 @@ struct Contents {
 impl Contents {
     fn of(world: &World) -> Self {
         let pins = Pins::new(world.agent.pin_path());
-        let maps = PinnedMaps::open(&pins, Access::ReadOnly).expect("the maps open");
+        let maps = world.maps();
         let (mut ids, mut raw) = (BTreeMap::new(), BTreeMap::new());
         for entry in std::fs::read_dir(pins.maps()).expect("the directory of maps") {
             let path = entry.expect("an entry").path();

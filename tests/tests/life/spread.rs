@@ -40,7 +40,7 @@ fn is_even(v6: bool, probe: Probe) {
     let unevenness = outcome.unevenness(BACKENDS);
     println!("{unevenness:.4} {:?}", outcome.backends);
     assert!(unevenness <= 0.05, "{unevenness:.3}: {:?}", outcome.backends);
-    assert_eq!(world.agent.status().counter("flow_new"), u64::from(FLOWS));
+    assert_eq!(world.counts().counter("flow_new"), u64::from(FLOWS));
 }
 
 #[test]

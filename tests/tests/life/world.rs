@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::time::Duration;
 
+use lbxdp_agent::apply::pinned::PinnedMaps;
 use lbxdp_agent::pins::{LinkPin, Pins};
-use lbxdp_agent::sys::Point;
+use lbxdp_agent::sys::{Access, Point};
+use lbxdp_tests::agent::Status;
 use lbxdp_tests::manifests::{Endpoint, Manifests, Port, Service};
 use lbxdp_tests::process::{Process, wait_until, workspace_binary};
 use lbxdp_tests::traffic::Answer;
@@ -15,7 +17,7 @@ use lbxdp_tests::traffic::http;
 use lbxdp_tests::traffic::socket::Source;
 use lbxdp_tests::traffic::spread::Probe;
 use lbxdp_tests::{Agent, AgentOptions, Cluster, Netns, Node, Pod, Spec};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 /// For a step of a client that is to succeed.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -169,6 +171,24 @@ impl World {
             );
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Counters and drops as `status` has them, without the time that the rest takes it.
+    #[track_caller]
+    pub fn counts(&self) -> Status {
+        let maps = self.maps();
+        let counters = maps.counters().expect("the counters are read").into_iter();
+        let drops = maps.drops().expect("the drops are read").into_iter();
+        let counters: Map<_, _> = counters.map(|(k, n)| (k.as_str().into(), n.into())).collect();
+        let drops: Map<_, _> = drops.map(|(k, n)| (k.as_str().into(), n.into())).collect();
+        Status(json!({ "counters": counters, "drops": drops }))
+    }
+
+    /// The pinned maps.
+    #[track_caller]
+    pub fn maps(&self) -> PinnedMaps {
+        let pins = Pins::new(self.agent.pin_path());
+        PinnedMaps::open(&pins, Access::ReadOnly).expect("the maps open")
     }
 
     /// A command on the agent's pins, whatever it exits with.
