@@ -65,12 +65,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let Options { manifests, node_name, index, devices, listen, without_xdp, object, dataplane } =
         options;
-<<<<<<< HEAD
 
     Pins::new(&dataplane.pin_path).prepare()?;
     let _lock = Lock::take(&dataplane.pin_path)?;
-=======
->>>>>>> select
 
     // Watched before it is read, so that nothing falls in between.
     let mut watcher = watch(&manifests);
