@@ -28,10 +28,13 @@ fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
     let Some(work) = super::begin::<F, _>(packet, l3) else { return Outcome::Pass };
     let is_backend = address::what::<F>(&work.segment.key.src)
         .is_some_and(|address| address.has(AddressFlags::BACKEND));
+    if !is_backend {
+        return Outcome::Pass;
+    }
     // A backend of this node sends by its own device or by none. What came in by a device that
     // faces outwards and is only forwarded has somebody else's word for its source.
     let is_from_outside = device::get(packet.ingress_ifindex()).is_some();
-    if !is_backend || is_from_outside || F::parse(packet, &mut work.segment).is_err() {
+    if is_from_outside || F::parse(packet, &mut work.segment).is_err() {
         return Outcome::Pass;
     }
     if !flow::follow::<F>(work, Hook::Egress, ingress::now()) {
