@@ -69,8 +69,9 @@ impl Traffic {
 #[test]
 fn agents_killed_and_stopped_during_transfers_lose_no_byte_and_refuse_nobody() {
     let mut world = World::with_pods(1, 1);
-    let traffic = Traffic::start(&world, 10);
-    for _ in 0..2 {
+    let (rounds, seconds) = if lbxdp_tests::long() { (25, 120) } else { (2, 10) };
+    let traffic = Traffic::start(&world, seconds);
+    for _ in 0..rounds {
         world.agent.kill9();
         world.agent.start_again();
         assert!(world.agent.stop().success());

@@ -6,6 +6,7 @@ mod errors;
 mod flows;
 mod forwarding;
 mod frames;
+mod noise;
 mod rig;
 
 use std::net::SocketAddr;
