@@ -17,6 +17,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
@@ -503,13 +504,18 @@ fn load_programs(
 }
 
 /// Loads a program. The verifier gives up with EAGAIN when a signal is pending, which says nothing
-/// about the program (libbpf tries five times, too).
-fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
-    const ATTEMPTS: usize = 5;
+/// about the program. libbpf tries five times at once; here five at once have been seen to fail,
+/// so there is a pause between them.
+pub fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const ATTEMPTS: usize = 10;
+    const PAUSE: Duration = Duration::from_millis(20);
     for _ in 1..ATTEMPTS {
         match load() {
             Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == io::ErrorKind::WouldBlock => {}
+                if io_error.kind() == io::ErrorKind::WouldBlock =>
+            {
+                std::thread::sleep(PAUSE);
+            }
             result => return result,
         }
     }

@@ -14,6 +14,7 @@ use aya::{
     maps::{Array, HashMap, MapData, PerCpuArray},
     programs::{ProgramError, SchedClassifier, TestRunOptions, Xdp, XdpMode},
 };
+use lbxdp_agent::attach::patiently;
 use lbxdp_common::{
     AddressFlags, Backend, Counter, Descriptor, Device, DropReason, Flow, FlowKey, FrontendKey,
     FrontendStats, TABLE_BLOCK, TableBlock, TablePolicy, TableRef,
@@ -414,16 +415,8 @@ impl Rig {
     }
 }
 
-/// Loads a program. The verifier gives up with EAGAIN when the thread is sent a signal.
-fn load(mut attempt: impl FnMut() -> Result<(), ProgramError>) {
-    for _ in 0..10 {
-        match attempt() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == std::io::ErrorKind::WouldBlock => {}
-            result => return result.expect("the verifier accepts the program"),
-        }
-    }
-    panic!("the verifier was interrupted ten times");
+fn load(attempt: impl FnMut() -> Result<(), ProgramError>) {
+    patiently(attempt).expect("the verifier accepts the program");
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut P
