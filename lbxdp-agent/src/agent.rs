@@ -107,18 +107,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut retry_due = Some(Instant::now());
     loop {
         let now = Instant::now();
-        if retry_due.is_some_and(|due| due <= now) {
-            let sweep = sweep_due <= now && view::has_tombstones(agent.reconciler.actual());
+        let mut sweep = false;
+        if sweep_due <= now {
+            sweep_due = now + SWEEP_EVERY;
+            sweep = view::has_tombstones(agent.reconciler.actual());
+        }
+        if sweep || retry_due.is_some_and(|due| due <= now) {
             let current = Arc::clone(&network.borrow_and_update());
             retry_due = agent.reconcile(&current, sweep).map(|wait| Instant::now() + wait);
             devices_due = now;
-        }
-        if sweep_due <= now {
-            sweep_due = now + SWEEP_EVERY;
-            if view::has_tombstones(agent.reconciler.actual()) {
-                let current = Arc::clone(&network.borrow());
-                retry_due = agent.reconcile(&current, true).map(|wait| Instant::now() + wait);
-            }
         }
         if devices_due <= now {
             let current = Arc::clone(&network.borrow());

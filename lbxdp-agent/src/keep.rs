@@ -1,18 +1,21 @@
 //! What an earlier agent programmed and the input does not mention. While the input is known to
 //! be incomplete (a file that could not be read since the start), that is no reason to remove it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use lbxdp_common::{FrontendKind, TablePolicy, TableRef};
+use lbxdp_common::{FrontendKind, TableRef};
 
-use crate::apply::Actual;
+use crate::apply::{Actual, BackendEntry};
 use crate::model::{Desired, Endpoints, Family, Frontend, FrontendAddr, ServicePortName};
-use crate::view;
+use crate::view::{self, Decision};
 
 /// Adds to `desired` every frontend of the maps that it lacks, as the maps have it, and gives those
 /// without any endpoint the backends that the maps have: a Service and its slices may be in
 /// different files. Returns how many frontends that concerns.
 pub fn keep(actual: &Actual, desired: &mut Desired) -> usize {
+    let local: BTreeSet<SocketAddr> =
+        actual.backends.values().filter(|entry| entry.is_local()).map(BackendEntry::addr).collect();
     let mut kept = 0;
     for (addr, id) in &actual.frontends {
         let Some(before) = remembered(actual, *addr, *id) else { continue };
@@ -25,8 +28,7 @@ pub fn keep(actual: &Actual, desired: &mut Desired) -> usize {
         };
         for endpoints in [&frontend.external, &frontend.internal] {
             if let Endpoints::Serve(backends) = endpoints {
-                let local = backends.iter().filter(|backend| is_local(actual, **backend));
-                desired.local_backends.extend(local.copied());
+                desired.local_backends.extend(backends.intersection(&local));
             }
         }
         desired.frontends.insert(*addr, frontend);
@@ -70,22 +72,16 @@ fn remembered(actual: &Actual, addr: FrontendAddr, id: u32) -> Option<Frontend> 
 }
 
 fn endpoints(actual: &Actual, family: Family, table: TableRef) -> Option<Endpoints> {
-    const REJECT: u8 = TablePolicy::Reject as u8;
-    const DROP: u8 = TablePolicy::Drop as u8;
-    match table.policy() {
-        REJECT => Some(Endpoints::Reject),
-        DROP => Some(Endpoints::Drop),
-        _ => {
+    match Decision::of(table) {
+        Decision::Reject => Some(Endpoints::Reject),
+        Decision::Drop => Some(Endpoints::Drop),
+        Decision::Serve | Decision::None => {
             let backends = view::backends_of(actual, family, table);
-            let backends: std::collections::BTreeSet<SocketAddr> =
+            let backends: BTreeSet<SocketAddr> =
                 backends.into_iter().map(|(_, entry)| entry.addr()).collect();
             (!backends.is_empty()).then_some(Endpoints::Serve(backends))
         }
     }
-}
-
-fn is_local(actual: &Actual, addr: SocketAddr) -> bool {
-    actual.backends.values().any(|entry| entry.addr() == addr && entry.is_local())
 }
 
 #[cfg(test)]
