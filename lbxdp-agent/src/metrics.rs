@@ -11,8 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::apply::Maps as _;
-use crate::apply::pinned::PinnedMaps;
+use crate::apply::pinned::{PinnedMaps, Sizes};
 use crate::attach;
 use crate::netlink::Monitor;
 use crate::pins::Pins;
@@ -56,11 +55,11 @@ pub fn text(health: &Health) -> anyhow::Result<String> {
         events.get_or_create(&vec![("event", event.as_str().to_owned())]).inc_by(count);
     }
 
-    let actual = maps.read()?;
+    let Sizes { frontends, backends, addresses } = maps.sizes()?;
     for (name, help, count) in [
-        ("frontends", "Frontends that are programmed", actual.frontends.len()),
-        ("backends", "Backends that are programmed", actual.backends.len()),
-        ("addresses", "Addresses that the programs look at", actual.addresses.len()),
+        ("frontends", "Frontends that are programmed", frontends),
+        ("backends", "Backends that are programmed", backends),
+        ("addresses", "Addresses that the programs look at", addresses),
     ] {
         let gauge = Gauge::<i64>::default();
         gauge.set(signed(count));

@@ -218,7 +218,7 @@ fn flow_view<A: Octets + Into<IpAddr>>(
     flow: &Flow<A>,
     now: u64,
 ) -> Option<FlowView> {
-    if flow.expired(now) || flow.has(Flow::<A>::REPLY) {
+    if !flow.is_live_request(now) {
         return None;
     }
     let socket = |addr: A, port| SocketAddr::new(addr.into(), port);

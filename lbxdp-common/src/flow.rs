@@ -127,6 +127,13 @@ impl<A> Flow<A> {
         now.wrapping_sub(self.last_seen).cast_signed()
     }
 
+    /// Whether this is the half that clients' packets meet, of a flow that is not over at `now`:
+    /// the half by which flows are listed and counted.
+    #[inline(always)]
+    pub const fn is_live_request(&self, now: u64) -> bool {
+        !self.has(Self::REPLY) && !self.expired(now)
+    }
+
     /// Whether the flow was over at `now`.
     #[inline(always)]
     pub const fn expired(&self, now: u64) -> bool {

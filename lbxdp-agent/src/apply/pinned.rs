@@ -247,6 +247,21 @@ impl<A: Addr> FamilyMaps<A> {
         Ok(())
     }
 
+    fn sizes(&self) -> Result<Sizes, MapError> {
+        let backends = self.backends.read().map_err(map_error(A::BACKENDS, "all entries"))?;
+        Ok(Sizes {
+            frontends: self.frontends.read()?.len(),
+            backends: backends.iter().filter(|backend| backend.port != 0).count(),
+            addresses: self.addresses.read()?.len(),
+        })
+    }
+
+    /// Flows that are not over at `now`, counted by the half that clients' packets meet.
+    fn live_flows(&self, now: u64) -> Result<usize, MapError> {
+        let flows = self.flows.read()?;
+        Ok(flows.iter().filter(|(_, flow)| flow.is_live_request(now)).count())
+    }
+
     fn infos(&self) -> io::Result<Vec<(u32, FrontendInfo)>> {
         match sys::read_batched(self.names_fd.fd().as_fd()) {
             Err(error) if lacks_batches(&error) => (0..self.names.len())
@@ -353,6 +368,17 @@ pub enum FlowEntry {
     V6(FlowKey<[u8; 16]>, Flow<[u8; 16]>),
 }
 
+/// How much is programmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Frontends.
+    pub frontends: usize,
+    /// Backends.
+    pub backends: usize,
+    /// Addresses that the programs look at.
+    pub addresses: usize,
+}
+
 /// The pinned maps.
 pub struct PinnedMaps {
     v4: FamilyMaps<[u8; 4]>,
@@ -441,6 +467,21 @@ impl PinnedMaps {
         let v4 = self.v4.flows.read()?.into_iter().map(|(key, flow)| FlowEntry::V4(key, flow));
         let v6 = self.v6.flows.read()?.into_iter().map(|(key, flow)| FlowEntry::V6(key, flow));
         Ok(v4.chain(v6))
+    }
+
+    /// How much is programmed, without reading names and tables, which are most of the maps.
+    pub fn sizes(&self) -> Result<Sizes, MapError> {
+        let (v4, v6) = (self.v4.sizes()?, self.v6.sizes()?);
+        Ok(Sizes {
+            frontends: v4.frontends + v6.frontends,
+            backends: v4.backends + v6.backends,
+            addresses: v4.addresses + v6.addresses,
+        })
+    }
+
+    /// How many flows are not over at `now` (see [`sys::coarse_ns`]).
+    pub fn live_flows(&self, now: u64) -> Result<usize, MapError> {
+        Ok(self.v4.live_flows(now)? + self.v6.live_flows(now)?)
     }
 
     /// Drops by reason, summed over CPUs.

@@ -12,11 +12,16 @@ use crate::sys::{self, Access};
 use crate::view::{self, Decision};
 
 /// Opens the pinned maps for reading.
-pub fn open(args: &ReadArgs) -> anyhow::Result<(PinnedMaps, Actual)> {
+pub fn open_maps(args: &ReadArgs) -> anyhow::Result<PinnedMaps> {
     let pins = args.pins();
-    let maps = PinnedMaps::open(&pins, Access::ReadOnly).with_context(|| {
+    PinnedMaps::open(&pins, Access::ReadOnly).with_context(|| {
         format!("no agent of this version has run with pins in {}", pins.root().display())
-    })?;
+    })
+}
+
+/// Opens the pinned maps and reads what is programmed.
+fn open(args: &ReadArgs) -> anyhow::Result<(PinnedMaps, Actual)> {
+    let maps = open_maps(args)?;
     let actual = maps.read()?;
     Ok((maps, actual))
 }

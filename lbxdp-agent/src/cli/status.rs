@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use lbxdp_common::ABI_VERSION;
 use serde::Serialize;
 
+use crate::apply::pinned::Sizes;
 use crate::attach::{self, DeviceStatus, TcKind};
 use crate::cli::output::{self, Format, table};
 use crate::cli::{ReadArgs, list};
 use crate::netlink::Monitor;
+use crate::sys;
 
 #[derive(Debug, Serialize)]
 struct Status {
@@ -49,17 +51,17 @@ impl From<DeviceStatus> for DeviceLine {
 /// Prints the status.
 pub fn status(args: &ReadArgs) -> anyhow::Result<()> {
     let pins = args.pins();
-    let (maps, actual) = list::open(args)?;
+    let maps = list::open_maps(args)?;
+    let Sizes { frontends, backends, addresses: _ } = maps.sizes()?;
     let devices = attach::read_status(&pins, &Monitor::snapshot()?)?;
-    let now = crate::sys::coarse_ns();
     let status = Status {
         version: env!("CARGO_PKG_VERSION"),
         abi: ABI_VERSION,
         pin_path: pins.root().display().to_string(),
         devices: devices.into_iter().map(DeviceLine::from).collect(),
-        frontends: actual.frontends.len(),
-        backends: actual.backends.len(),
-        flows: crate::view::flows(&maps, &actual, now)?.len(),
+        frontends,
+        backends,
+        flows: maps.live_flows(sys::coarse_ns())?,
         counters: maps.counters()?.into_iter().map(|(key, sum)| (key.as_str(), sum)).collect(),
         drops: maps.drops()?.into_iter().map(|(key, sum)| (key.as_str(), sum)).collect(),
     };
