@@ -49,6 +49,8 @@ fn with_endpoints(now: &Frontend, before: Frontend) -> Option<Frontend> {
         name: now.name.clone(),
         external: either(&now.external, before.external),
         internal: either(&now.internal, before.internal),
+        serving: if now.serving.is_empty() { before.serving } else { now.serving.clone() },
+        clients: now.clients.clone(),
     };
     (frontend != *now && now.name == before.name).then_some(frontend)
 }
@@ -59,16 +61,14 @@ fn remembered(actual: &Actual, addr: FrontendAddr, id: u32) -> Option<Frontend> 
     let (service, port) = info.name().rsplit_once(':')?;
     let (namespace, service) = service.split_once('/')?;
     let descriptor = actual.descriptors.get(&(family, id))?;
-    Some(Frontend {
-        kind: FrontendKind::from_number(info.kind)?,
-        name: ServicePortName {
-            namespace: namespace.to_owned(),
-            service: service.to_owned(),
-            port: port.to_owned(),
-        },
-        external: endpoints(actual, family, TableRef(descriptor.external))?,
-        internal: endpoints(actual, family, TableRef(descriptor.internal))?,
-    })
+    let name = ServicePortName {
+        namespace: namespace.to_owned(),
+        service: service.to_owned(),
+        port: port.to_owned(),
+    };
+    let external = endpoints(actual, family, TableRef(descriptor.external))?;
+    let internal = endpoints(actual, family, TableRef(descriptor.internal))?;
+    Some(Frontend::new(FrontendKind::from_number(info.kind)?, name, external, internal))
 }
 
 fn endpoints(actual: &Actual, family: Family, table: TableRef) -> Option<Endpoints> {
@@ -99,15 +99,13 @@ mod tests {
 
     /// A frontend that serves a local and a remote backend, one that rejects and one that drops.
     fn programmed() -> (Desired, Reconciler<FakeMaps>) {
-        let frontend = |port: &str, external: Endpoints| Frontend {
-            kind: FrontendKind::LoadBalancer,
-            name: ServicePortName {
+        let frontend = |port: &str, external: Endpoints| {
+            let name = ServicePortName {
                 namespace: "shop".to_owned(),
                 service: "web".to_owned(),
                 port: port.to_owned(),
-            },
-            external,
-            internal: Endpoints::Reject,
+            };
+            Frontend::new(FrontendKind::LoadBalancer, name, external, Endpoints::Reject)
         };
         let local: SocketAddr = "10.244.0.1:80".parse().unwrap();
         let remote: SocketAddr = "10.244.1.1:80".parse().unwrap();
@@ -142,6 +140,7 @@ mod tests {
         lost.local_backends.clear();
         for frontend in lost.frontends.values_mut() {
             frontend.external = Endpoints::Reject;
+            frontend.serving.clear();
         }
         let new: SocketAddr = "10.244.0.9:80".parse().unwrap();
         let mut changed = lost.clone();
@@ -153,6 +152,7 @@ mod tests {
         // What the input does say counts.
         let frontend = changed.frontends.get_mut(&addr("203.0.113.1:80")).unwrap();
         frontend.external = Endpoints::Serve([new].into());
+        frontend.serving = [new].into();
         let expected = changed.clone();
         assert_eq!(keep(reconciler.actual(), &mut changed), 0);
         assert_eq!(changed, expected);

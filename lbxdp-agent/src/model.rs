@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use lbxdp_common::{FrontendKind, IPPROTO_TCP, IPPROTO_UDP};
 
 /// Address family.
@@ -127,6 +128,47 @@ pub struct Frontend {
     pub external: Endpoints,
     /// For clients on this node.
     pub internal: Endpoints,
+    /// Every endpoint of the frontend's family that still serves, whatever policies, hints and the
+    /// state of others say: UDP flows to one of them stay.
+    pub serving: BTreeSet<SocketAddr>,
+    /// What depends on who asks.
+    pub clients: Clients,
+}
+
+impl Frontend {
+    /// A frontend for everybody, whose endpoints are those that it chooses from.
+    pub fn new(
+        kind: FrontendKind,
+        name: ServicePortName,
+        external: Endpoints,
+        internal: Endpoints,
+    ) -> Self {
+        let mut serving = BTreeSet::new();
+        for endpoints in [&external, &internal] {
+            if let Endpoints::Serve(endpoints) = endpoints {
+                serving.extend(endpoints);
+            }
+        }
+        Self { kind, name, external, internal, serving, clients: Clients::default() }
+    }
+}
+
+/// Rules about the clients of a frontend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Clients {
+    /// Seconds without a new flow for which a client keeps its backend; zero for no affinity.
+    pub affinity: u32,
+    /// Those that are served; everybody if none.
+    pub source_ranges: Option<BTreeSet<IpNet>>,
+}
+
+/// `healthCheckNodePort` of a Service: what load balancers ask before they send to this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Where the answer is served, on the node's addresses for NodePorts.
+    pub port: u16,
+    /// Distinct addresses of ready endpoints on this node, over all ports of the Service.
+    pub local_endpoints: usize,
 }
 
 /// Everything the maps should hold, as the manifests say it.
@@ -136,6 +178,10 @@ pub struct Desired {
     pub frontends: BTreeMap<FrontendAddr, Frontend>,
     /// Backends on this node, among those that `frontends` name.
     pub local_backends: BTreeSet<SocketAddr>,
+    /// Health checks by namespace and name of the Service.
+    pub health_checks: BTreeMap<(String, String), HealthCheck>,
+    /// Where NodePorts are served on this node.
+    pub node_port_addresses: BTreeSet<IpAddr>,
 }
 
 /// What only the running node knows.

@@ -127,12 +127,8 @@ mod tests {
                 port: "http".into(),
             };
             let endpoints = Endpoints::Serve(endpoints);
-            let frontend = Frontend {
-                kind: FrontendKind::ClusterIp,
-                name,
-                external: endpoints.clone(),
-                internal: endpoints,
-            };
+            let frontend =
+                Frontend::new(FrontendKind::ClusterIp, name, endpoints.clone(), endpoints);
             desired.frontends.insert(addr, frontend);
         }
         (desired, facts)

@@ -531,7 +531,7 @@ fn maps_that_do_not_fit_are_rebuilt() {
         let mut second = lab.load();
         let found: Vec<_> = second.rebuilt().iter().map(ToString::to_string).collect();
         assert_eq!(found, ["pinned map frontends_v4: value size is 8, expected 4"]);
-        let replaced = lab.pin_path.join("v1-replaced");
+        let replaced = lab.pin_path.join("v2-replaced");
         assert!(replaced.exists(), "the old programs still run");
         assert_eq!(only(reconcile(&mut second)).error, None);
         assert!(!replaced.exists());
@@ -586,8 +586,8 @@ fn what_is_written_to_the_maps_is_read_back() {
             port: 80,
             protocol: Protocol::Tcp,
         };
-        let descriptor =
-            Descriptor { external: TableRef::serve(3, 4).0, internal: TableRef::serve(3, 4).0 };
+        let table = TableRef::serve(3, 4).0;
+        let descriptor = Descriptor { external: table, internal: table, ..Descriptor::default() };
         let block = TableBlock { slots: [7; TABLE_BLOCK] };
         let info = FrontendInfo::new("default/web:http", FrontendKind::ClusterIp);
         let service = AddressFlags { flags: AddressFlags::SERVICE };

@@ -21,6 +21,8 @@ pub struct Backend<A> {
 impl<A> Backend<A> {
     /// The backend is on this node: its packets go up the stack and keep their source.
     pub const LOCAL: u16 = 1;
+    /// No table names it any more: flows to it go on, but nothing new begins.
+    pub const RETIRED: u16 = 1 << 1;
 
     /// Whether the backend is on this node.
     #[inline(always)]

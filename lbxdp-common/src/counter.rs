@@ -38,6 +38,20 @@ numbered! {
         IcmpSuppressed = 14 "icmp_suppressed",
         /// An echo request to a service address was answered.
         EchoAnswered = 15 "echo_answered",
+        /// An ICMP or ICMPv6 error about a translated packet was translated.
+        IcmpTranslated = 16 "icmp_translated",
+        /// A later fragment was translated like its first.
+        FragmentFollowed = 17 "fragment_followed",
+        /// A client came back in time and got the backend it had.
+        AffinityKept = 18 "affinity_kept",
+        /// A socket on this node was connected to a backend.
+        SocketConnected = 19 "socket_connected",
+        /// A datagram of an unconnected socket on this node was sent to a backend.
+        SocketSent = 20 "socket_sent",
+        /// A socket on this node was told that a frontend does not serve it.
+        SocketRefused = 21 "socket_refused",
+        /// A connected socket was told that its backend does not serve any more.
+        SocketStale = 22 "socket_stale",
     }
 }
 

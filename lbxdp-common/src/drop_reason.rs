@@ -33,7 +33,7 @@ numbered! {
         /// No frontend listens on this port of a service address; a ClusterIP answers with port
         /// unreachable.
         UnknownPort = 4 "unknown_port",
-        /// A fragment for a service address.
+        /// A fragment for a service address whose first one has not passed here.
         Fragment = 5 "fragment",
         /// TTL or hop limit ends here; answered with time exceeded.
         TtlExceeded = 6 "ttl_exceeded",
@@ -61,6 +61,13 @@ numbered! {
         IcmpRationed = 17 "icmp_rationed",
         /// A protocol that is not served, for a service address that is not the node's as well.
         UnknownProtocol = 18 "unknown_protocol",
+        /// An address of a Service range that no Service has.
+        UnknownAddress = 19 "unknown_address",
+        /// The client is in none of the Service's source ranges.
+        SourceRange = 20 "source_range",
+        /// A fragmented SCTP packet whose ports would change: its checksum covers fragments that
+        /// have not arrived.
+        SctpFragment = 21 "sctp_fragment",
     }
 }
 

@@ -29,6 +29,10 @@ pub enum Hook {
     Ingress = 1,
     /// tc egress: packets that leave the node.
     Egress = 2,
+    /// tc ingress of a pod's device: packets that a pod sends.
+    PodIngress = 3,
+    /// tc egress of a pod's device: packets that a pod receives.
+    PodEgress = 4,
 }
 
 /// Life of a flow; both entries carry the same.

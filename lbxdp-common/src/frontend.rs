@@ -135,6 +135,29 @@ pub struct Descriptor {
     pub external: u64,
     /// A [`TableRef`]: what clients on this node choose from.
     pub internal: u64,
+    /// Seconds without a new flow for which a client keeps its backend; zero for no affinity.
+    pub affinity: u32,
+    /// Frontend id that stands for the Service port in `affinity` and `ranges`: all frontends of
+    /// a Service port and family have the same one.
+    pub service: u32,
+    /// Union of the constants of this type.
+    pub flags: u32,
+    /// Always zero.
+    pub _pad: u32,
+}
+
+impl Descriptor {
+    /// Only clients in `ranges` are served.
+    pub const SOURCE_RANGES: u32 = 1;
+    /// With [`Self::SOURCE_RANGES`]: processes of the node itself are served, because one of its
+    /// addresses is in a range.
+    pub const NODE_IN_RANGE: u32 = 1 << 1;
+
+    /// Whether any of `flags` is set.
+    #[inline(always)]
+    pub const fn has(&self, flags: u32) -> bool {
+        self.flags & flags != 0
+    }
 }
 
 /// Which of a Service's addresses a frontend is.
@@ -232,7 +255,7 @@ const _: () = {
     assert!(size_of::<FrontendKey<[u8; 4]>>() == 8);
     assert!(size_of::<FrontendKey<[u8; 16]>>() == 20);
     assert!(size_of::<TableBlock>() == 64);
-    assert!(size_of::<Descriptor>() == 16);
+    assert!(size_of::<Descriptor>() == 32);
     assert!(size_of::<FrontendInfo>() == 152);
     assert!(size_of::<FrontendStats>() == 32);
 };

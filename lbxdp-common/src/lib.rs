@@ -9,35 +9,45 @@
 //! be a valid value.
 #![cfg_attr(not(feature = "user"), no_std)]
 
+pub mod affinity;
 pub mod backend;
 pub mod counter;
 pub mod device;
 pub mod drop_reason;
 pub mod family;
 pub mod flow;
+pub mod fragment;
 pub mod frontend;
 pub mod limits;
+pub mod range;
+pub mod socket;
 
 #[cfg(feature = "user")]
 mod pod;
 
+pub use affinity::{Affinity, AffinityKey, MemberKey};
 pub use backend::Backend;
 pub use counter::Counter;
 pub use device::Device;
 pub use drop_reason::DropReason;
 pub use family::Octets;
 pub use flow::{Flow, FlowKey, FlowState, Hook, flow_hash};
+pub use fragment::{FragmentKey, FragmentPorts};
 pub use frontend::{
     AddressFlags, Descriptor, FrontendInfo, FrontendKey, FrontendKind, FrontendStats, TABLE_BLOCK,
     TableBlock, TablePolicy, TableRef,
 };
+pub use range::RangeKey;
+pub use socket::{SocketKey, SocketPeer};
 
-/// Version of the map layout. It names the pin directory (`/sys/fs/bpf/lbxdp/v1`), so two
+/// Version of the map layout. It names the pin directory (`/sys/fs/bpf/lbxdp/v2`), so two
 /// layouts never meet in one map. Any change to a type of this crate that reaches a map needs
 /// a new number.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// IANA protocol number of TCP.
 pub const IPPROTO_TCP: u8 = 6;
 /// IANA protocol number of UDP.
 pub const IPPROTO_UDP: u8 = 17;
+/// IANA protocol number of SCTP.
+pub const IPPROTO_SCTP: u8 = 132;

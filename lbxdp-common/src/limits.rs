@@ -13,3 +13,13 @@ pub const TABLE_BLOCKS: usize = 262_144;
 pub const MAX_FLOWS: usize = 262_144;
 /// Network devices the programs may be attached to or send to.
 pub const MAX_DEVICES: usize = 1_024;
+/// Clients of Service ports with session affinity, of both families.
+pub const MAX_AFFINITIES: usize = 65_536;
+/// Backends of tables that frontends with session affinity use.
+pub const MAX_MEMBERS: usize = 262_144;
+/// Source ranges of one family.
+pub const MAX_RANGES: usize = 65_536;
+/// Entries for translated sockets of one family; most sockets have two.
+pub const MAX_SOCKETS: usize = 131_072;
+/// Fragmented datagrams of one family that are under way.
+pub const MAX_FRAGMENTS: usize = 8_192;

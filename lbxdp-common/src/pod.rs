@@ -3,8 +3,9 @@
 use aya::Pod;
 
 use crate::{
-    AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FrontendInfo, FrontendKey,
-    FrontendStats, Octets, TableBlock,
+    AddressFlags, Affinity, AffinityKey, Backend, Descriptor, Device, Flow, FlowKey, FragmentKey,
+    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, MemberKey, Octets, RangeKey,
+    SocketKey, SocketPeer, TableBlock,
 };
 
 // SAFETY: each type is `repr(C)` of integers and byte arrays without padding (sizes are asserted
@@ -28,3 +29,19 @@ unsafe impl<A: Octets> Pod for FlowKey<A> {}
 unsafe impl<A: Octets> Pod for Flow<A> {}
 // SAFETY: as above.
 unsafe impl<A: Octets> Pod for Backend<A> {}
+// SAFETY: as above.
+unsafe impl Pod for Affinity {}
+// SAFETY: as above.
+unsafe impl Pod for AffinityKey {}
+// SAFETY: as above.
+unsafe impl Pod for MemberKey {}
+// SAFETY: as above.
+unsafe impl Pod for FragmentPorts {}
+// SAFETY: as above.
+unsafe impl<A: Octets> Pod for FragmentKey<A> {}
+// SAFETY: as above.
+unsafe impl<A: Octets> Pod for RangeKey<A> {}
+// SAFETY: as above.
+unsafe impl<A: Octets> Pod for SocketKey<A> {}
+// SAFETY: as above.
+unsafe impl<A: Octets> Pod for SocketPeer<A> {}

@@ -29,6 +29,9 @@ fn numbers_and_names_of_drop_reasons_are_for_ever() {
         (16, "service_source"),
         (17, "icmp_rationed"),
         (18, "unknown_protocol"),
+        (19, "unknown_address"),
+        (20, "source_range"),
+        (21, "sctp_fragment"),
     ];
     assert_eq!(listed, expected);
 }
@@ -55,6 +58,13 @@ fn numbers_and_names_of_counters_are_for_ever() {
         (13, "icmp_sent"),
         (14, "icmp_suppressed"),
         (15, "echo_answered"),
+        (16, "icmp_translated"),
+        (17, "fragment_followed"),
+        (18, "affinity_kept"),
+        (19, "socket_connected"),
+        (20, "socket_sent"),
+        (21, "socket_refused"),
+        (22, "socket_stale"),
     ];
     assert_eq!(listed, expected);
 }

@@ -1,14 +1,14 @@
 //! The decision about a packet from outside the node, the same at XDP and at tc ingress.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use lbxdp_common::{AddressFlags, DropReason, Hook, Octets as _};
+use lbxdp_common::{AddressFlags, DropReason, Hook, Octets as _, flow_hash};
 
 use crate::{
     family::Family,
     icmp,
     lookup::{
         address,
-        backend::{self, NoChoice},
+        backend::{self, NoChoice, Side},
         flow::{self, NotCreated},
     },
     packet::Packet,
@@ -69,7 +69,8 @@ pub fn decide<F: Family, P: Packet>(
     if let Some(reason) = martian::<F>(&work.segment.key.src) {
         return Verdict::Drop(reason);
     }
-    let choice = match backend::choose::<F>(frontend, &work.segment.key) {
+    let choice = match backend::choose::<F>(frontend, Side::External, flow_hash(&work.segment.key))
+    {
         Ok(choice) => choice,
         Err(NoChoice::Reject) => {
             return Verdict::Refuse(DropReason::NoEndpoint, icmp::Error::PortUnreachable);

@@ -68,7 +68,7 @@ impl Agent {
         agent
     }
 
-    /// The pin path; the maps are in `v1/` below it.
+    /// The pin path; the maps are in `v2/` below it.
     pub fn pin_path(&self) -> &Path {
         &self.pin_path
     }

@@ -71,7 +71,7 @@ impl Case {
             port: port.into(),
         };
         let key = FrontendAddr { addr: addr.ip(), port: addr.port(), protocol };
-        self.desired.frontends.insert(key, Frontend { kind, name, external, internal });
+        self.desired.frontends.insert(key, Frontend::new(kind, name, external, internal));
         self
     }
 }

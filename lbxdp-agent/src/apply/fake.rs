@@ -176,7 +176,7 @@ impl FakeMaps {
 
 /// The ranges a descriptor publishes.
 fn ranges(descriptor: &Descriptor) -> Vec<BlockRange> {
-    let Descriptor { external, internal } = *descriptor;
+    let Descriptor { external, internal, .. } = *descriptor;
     [external, internal].into_iter().filter_map(|word| BlockRange::of(TableRef(word))).collect()
 }
 
@@ -223,7 +223,7 @@ mod tests {
 
     fn descriptor() -> MapOp {
         let word = TableRef::serve(0, 4).0;
-        let descriptor = Descriptor { external: word, internal: word };
+        let descriptor = Descriptor { external: word, internal: word, ..Descriptor::default() };
         MapOp::SetDescriptor { family: Family::V4, id: 0, descriptor }
     }
 

@@ -20,6 +20,8 @@ pub(super) struct Lists {
     /// on this node: a ready one there is a ready one here, and if none is ready there, none is
     /// here.
     pub local: BTreeSet<SocketAddr>,
+    /// All that serve, in whatever list or none.
+    pub serving: BTreeSet<SocketAddr>,
 }
 
 impl Lists {
@@ -36,6 +38,7 @@ impl Lists {
         let mut lists = Self {
             cluster: pick(&|e| e.state == State::Ready && level.allows(&e.hints)),
             local: pick(&|e| e.state == State::Ready && e.local),
+            serving: pick(&|e| e.state != State::Unusable),
         };
         if lists.cluster.is_empty() {
             lists.cluster = pick(&|e| e.state == State::Draining);

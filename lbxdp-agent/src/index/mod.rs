@@ -236,7 +236,17 @@ fn desired(claims: &BTreeMap<FrontendAddr, Claim<'_>>, slices: &Slices<'_>) -> D
             service: plan.id.name.clone(),
             port: port.label(),
         };
-        desired.frontends.insert(*addr, Frontend { kind: *kind, name, external, internal });
+        desired.frontends.insert(
+            *addr,
+            Frontend {
+                kind: *kind,
+                name,
+                external,
+                internal,
+                serving: lists.serving.clone(),
+                clients: plan.clients(*kind, family),
+            },
+        );
     }
     desired
 }

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
+use lbxdp_common::FrontendKind;
+
 use super::config::Config;
 use super::ports::{self, Port};
 use super::{address, external, names};
-use crate::model::Family;
+use crate::model::{Clients, Family};
 use crate::problem::{Problems, Reporter, quoted};
 use crate::source::{ObjectId, Sourced};
 
@@ -42,6 +44,13 @@ pub(super) struct Plan {
     pub external_policy: Policy,
     /// For ClusterIPs.
     pub internal_policy: Policy,
+}
+
+impl Plan {
+    /// What a frontend of `kind` says about its clients.
+    pub(super) fn clients(&self, _kind: FrontendKind, _family: Family) -> Clients {
+        Clients::default()
+    }
 }
 
 /// An address and the field it comes from.

@@ -252,7 +252,7 @@ impl Planner {
                 id
             }
         };
-        let descriptor = Descriptor { external, internal };
+        let descriptor = Descriptor { external, internal, ..Descriptor::default() };
         draft.served.insert(addr, Served { id, descriptor, frontend });
     }
 

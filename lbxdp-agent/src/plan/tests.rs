@@ -48,8 +48,7 @@ impl World {
 
     fn set(&mut self, addr: &str, kind: FrontendKind, service: &str, endpoints: Endpoints) {
         let name = name(service);
-        let frontend_value =
-            Frontend { kind, name, external: endpoints.clone(), internal: endpoints };
+        let frontend_value = Frontend::new(kind, name, endpoints.clone(), endpoints);
         self.desired.frontends.insert(frontend(addr), frontend_value);
     }
 
@@ -316,7 +315,9 @@ fn what_no_agent_would_leave_behind_is_repaired() {
     let mut actual = world.maps.actual.clone();
     // A table of another algorithm, a forgotten descriptor, a forgotten name, a shared id.
     actual.tables[0] = TableBlock { slots: [0; lbxdp_common::TABLE_BLOCK] };
-    actual.descriptors.insert((Family::V4, 7), Descriptor { external: 0, internal: 3 << 40 });
+    actual
+        .descriptors
+        .insert((Family::V4, 7), Descriptor { internal: 3 << 40, ..Descriptor::default() });
     let forgotten = FrontendInfo::new("gone", FrontendKind::ClusterIp);
     actual.infos.insert((Family::V4, 8), forgotten);
     actual.frontends.insert(frontend("10.96.0.9:80"), 0);
@@ -349,12 +350,12 @@ fn what_has_no_room_is_named_and_the_rest_is_served() {
             protocol: Protocol::Tcp,
         };
         let endpoints = Endpoints::Serve([backend, other].map(|ip| SocketAddr::new(ip, 80)).into());
-        let frontend = Frontend {
-            kind: FrontendKind::ClusterIp,
-            name: name(&format!("service-{service}")),
-            external: endpoints.clone(),
-            internal: endpoints,
-        };
+        let frontend = Frontend::new(
+            FrontendKind::ClusterIp,
+            name(&format!("service-{service}")),
+            endpoints.clone(),
+            endpoints,
+        );
         world.desired.frontends.insert(addr, frontend);
     }
     // Without the fake, which would check each of a thousand tables against all the others.
@@ -398,12 +399,12 @@ fn more_frontends_than_ids_leave_the_last_ones_out() {
             port: (i & 0x7fff) as u16 + 1,
             protocol: Protocol::Tcp,
         };
-        let frontend = Frontend {
-            kind: FrontendKind::ClusterIp,
-            name: name(&format!("service-{i}")),
-            external: Endpoints::Reject,
-            internal: Endpoints::Reject,
-        };
+        let frontend = Frontend::new(
+            FrontendKind::ClusterIp,
+            name(&format!("service-{i}")),
+            Endpoints::Reject,
+            Endpoints::Reject,
+        );
         world.desired.frontends.insert(addr, frontend);
     }
     let plan = world.plan(None);
@@ -475,12 +476,12 @@ fn take_step(step: &Step, desired: &mut Desired, facts: &mut NodeFacts) {
                 port: 80,
                 protocol: if *frontend < 4 { Protocol::Tcp } else { Protocol::Udp },
             };
-            let value = Frontend {
-                kind: FrontendKind::from_number(*kind).unwrap(),
-                name: name(&format!("service-{service}")),
-                external: endpoints(*external, *frontend),
-                internal: endpoints(*internal, *frontend),
-            };
+            let value = Frontend::new(
+                FrontendKind::from_number(*kind).unwrap(),
+                name(&format!("service-{service}")),
+                endpoints(*external, *frontend),
+                endpoints(*internal, *frontend),
+            );
             desired.frontends.insert(key, value);
         }
         Step::Remove { frontend } => {

@@ -1,6 +1,6 @@
 //! The choice of a backend.
 
-use lbxdp_common::{Backend, FlowKey, Octets as _, TABLE_BLOCK, TablePolicy, TableRef, flow_hash};
+use lbxdp_common::{Backend, Octets as _, TABLE_BLOCK, TablePolicy, TableRef};
 
 use crate::{family::Family, lookup::maps};
 
@@ -11,6 +11,15 @@ pub struct Choice<A: 'static> {
     /// The backend. The agent leaves an element alone while a table names it, and for a second
     /// after.
     pub backend: &'static Backend<A>,
+}
+
+/// Which of a frontend's two tables is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The one for clients elsewhere.
+    External,
+    /// The one for clients on this node.
+    Internal,
 }
 
 /// Why there is no choice.
@@ -24,16 +33,22 @@ pub enum NoChoice {
     Missing,
 }
 
-/// Chooses from the table for packets from outside the node.
+/// Chooses by `hash` from one of the tables of `frontend`.
 #[inline(always)]
 pub fn choose<F: Family>(
     frontend: u32,
-    key: &FlowKey<F::Addr>,
+    side: Side,
+    hash: u32,
 ) -> Result<Choice<F::Addr>, NoChoice> {
     let descriptor = F::descriptor_map().get_ptr(frontend).ok_or(NoChoice::Missing)?;
     // SAFETY: the pointer is into an array, which lives as long as the program. The agent stores
     // the aligned word at once; volatile keeps the compiler from reading it twice.
-    let table = TableRef(unsafe { (&raw const (*descriptor).external).read_volatile() });
+    let table = TableRef(unsafe {
+        match side {
+            Side::External => (&raw const (*descriptor).external).read_volatile(),
+            Side::Internal => (&raw const (*descriptor).internal).read_volatile(),
+        }
+    });
     if !table.serves() {
         return Err(if table.policy() == TablePolicy::Reject as u8 {
             NoChoice::Reject
@@ -44,7 +59,7 @@ pub fn choose<F: Family>(
         });
     }
     let slots = 1u32 << (table.log2_slots() & 31);
-    let slot = flow_hash(key) & (slots - 1);
+    let slot = hash & (slots - 1);
     let block = table.first_block() + slot / TABLE_BLOCK as u32;
     let block = maps::tables.get(block).ok_or(NoChoice::Missing)?;
     let id = block.slots[slot as usize % TABLE_BLOCK];

@@ -33,7 +33,7 @@ fn every_listing_works_from_the_pins_of_a_dead_agent_with_names() {
     assert!(held.iter_mut().all(|held| held.ping_all() == 0));
 
     let status = world.agent.status().0;
-    assert_eq!((&status["abi"], &status["frontends"]), (&1.into(), &14.into()), "{status:#}");
+    assert_eq!((&status["abi"], &status["frontends"]), (&2.into(), &14.into()), "{status:#}");
     assert_eq!(status["pin_path"], world.agent.pin_path().to_str().expect("text"));
     let device = world.device("eth0");
     assert_eq!((&device["xdp"], &device["tc"]), (&"native".into(), &"tcx".into()), "{device}");
@@ -172,7 +172,7 @@ fn cleanup_leaves_other_peoples_pins_and_filters() {
     world.node().netns.exec("tc qdisc add dev eth0 clsact");
     world.agent.cli(&["cleanup"]);
     assert!(foreign.is_dir());
-    assert!(!world.pinned("v1").exists() && !world.pinned("links").exists());
+    assert!(!world.pinned("v2").exists() && !world.pinned("links").exists());
     assert!(attached(&world).contains("clsact"));
 }
 

@@ -271,7 +271,8 @@ impl Rig {
     /// Publishes what a frontend chooses from.
     pub fn describe(&mut self, family: IpAddr, id: u32, table: TableRef) {
         let map = if family.is_ipv4() { "descriptors_v4" } else { "descriptors_v6" };
-        let descriptor = Descriptor { external: table.0, internal: table.0 };
+        let descriptor =
+            Descriptor { external: table.0, internal: table.0, ..Descriptor::default() };
         self.array(map).set(id, descriptor, 0).expect("room");
     }
 

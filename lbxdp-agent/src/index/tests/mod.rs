@@ -35,7 +35,7 @@ fn frontends(objects: &[Sourced<Object>]) -> Vec<String> {
 
 fn lines(desired: &Desired) -> Vec<String> {
     let line = |(addr, frontend): (&FrontendAddr, &Frontend)| {
-        let Frontend { kind, name, external, internal } = frontend;
+        let Frontend { kind, name, external, internal, .. } = frontend;
         format!("{addr} {} {name} {} | {}", kind.as_str(), choice(external), choice(internal))
     };
     desired.frontends.iter().map(line).collect()

@@ -141,7 +141,7 @@ fn orders(objects: &[Sourced<Object>]) -> Vec<Vec<Sourced<Object>>> {
 /// `#1` is 10.0.0.1:8080.
 fn show(desired: &Desired) -> Vec<String> {
     let line = |(addr, frontend): (&FrontendAddr, &Frontend)| {
-        let Frontend { kind, name: _, external, internal } = frontend;
+        let Frontend { kind, name: _, external, internal, .. } = frontend;
         let mut line = format!("{} {addr} {}", kind.as_str(), choice(external));
         if external != internal {
             write!(line, " | {}", choice(internal)).unwrap();

@@ -1,0 +1,60 @@
+//! Sockets of clients on this node, translated when they connect or send.
+
+/// Key of `sockets_v4` and `sockets_v6`. IPv6 sockets that use IPv4-mapped addresses are in
+/// `sockets_v4`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SocketKey<A> {
+    /// Cookie of the socket; never used again while the kernel runs.
+    pub cookie: u64,
+    /// A frontend's or a backend's address, network order.
+    pub addr: A,
+    /// Its port, host order.
+    pub port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// [`Self::TO_BACKEND`] or [`Self::TO_FRONTEND`].
+    pub way: u8,
+}
+
+impl<A> SocketKey<A> {
+    /// `addr` and `port` are a frontend's, the value has the backend that the socket keeps using
+    /// for it.
+    pub const TO_BACKEND: u8 = 1;
+    /// `addr` and `port` are a backend's, the value has the frontend that the socket is shown.
+    pub const TO_FRONTEND: u8 = 2;
+}
+
+/// Value of `sockets_v4` and `sockets_v6`.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketPeer<A> {
+    /// Address, network order.
+    pub addr: A,
+    /// Port, host order.
+    pub port: u16,
+    /// Union of the constants of this type.
+    pub flags: u16,
+    /// Frontend id.
+    pub frontend: u32,
+}
+
+impl<A> SocketPeer<A> {
+    /// The socket is connected: the `sendmsg` hook does not see what it sends.
+    pub const CONNECTED: u16 = 1;
+    /// The backend does not serve the frontend any more: what a connected socket sends fails.
+    pub const STALE: u16 = 1 << 1;
+
+    /// Whether any of `flags` is set.
+    #[inline(always)]
+    pub const fn has(&self, flags: u16) -> bool {
+        self.flags & flags != 0
+    }
+}
+
+const _: () = {
+    assert!(size_of::<SocketKey<[u8; 4]>>() == 16);
+    assert!(size_of::<SocketKey<[u8; 16]>>() == 32);
+    assert!(size_of::<SocketPeer<[u8; 4]>>() == 12);
+    assert!(size_of::<SocketPeer<[u8; 16]>>() == 24);
+};
