@@ -68,6 +68,11 @@ impl Agent {
         agent
     }
 
+    /// A command in the namespace of one of this node's pods, whose sockets the agent serves.
+    pub fn pod_command(&self, pod: &crate::Netns, program: &str) -> std::process::Command {
+        pod.command(program)
+    }
+
     /// The pin path; the maps are in `v2/` below it.
     pub fn pin_path(&self) -> &Path {
         &self.pin_path

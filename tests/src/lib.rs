@@ -4,6 +4,7 @@
 //! * [`cluster`]: a client, a switch, nodes and pods, wired in one of a few ways.
 //! * [`agent`]: the agent under test, one per node, with a pin path of its own.
 //! * [`manifests`]: Services, EndpointSlices and Nodes as YAML.
+//! * [`nginx`]: a real web server.
 //! * [`traffic`]: servers and clients, in this process or through the program `lbxdp-testd`.
 //! * [`sweep`]: nothing survives, whatever happens to the process.
 //!
@@ -17,6 +18,7 @@ pub mod cluster;
 pub mod link;
 pub mod manifests;
 pub mod netns;
+pub mod nginx;
 pub mod process;
 pub mod scratch;
 pub mod sweep;

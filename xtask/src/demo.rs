@@ -2,7 +2,6 @@
 //! made of `examples/`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +13,7 @@ use lbxdp_tests::process::{command, run as run_command};
 use lbxdp_tests::traffic::http;
 use lbxdp_tests::traffic::socket::Source;
 use lbxdp_tests::traffic::spread::{Outcome, Probe, Spread};
-use lbxdp_tests::{Agent, AgentOptions, Cluster, Netns, Process, Scratch, Spec, sweep};
+use lbxdp_tests::{Agent, AgentOptions, Cluster, Process, Scratch, Spec, nginx, sweep};
 
 use crate::setup;
 use crate::util::{build_programs, root};
@@ -131,36 +130,16 @@ fn serve(cluster: &Cluster, nginx_files: &Scratch) -> Vec<Process> {
     let (last, others) = pods.split_last().expect("the cluster has pods");
     let mut servers: Vec<_> =
         others.iter().map(|pod| cluster.serve(&pod.netns, "http", &pod.name, PORT)).collect();
-    servers.push(nginx(&last.netns, &last.name, nginx_files));
+    let itself = SocketAddr::from(([127, 0, 0, 1], PORT));
+    let answers = || http::who(itself, Source::ANY, Duration::from_secs(1)).is_ok();
+    servers.push(nginx::start(
+        last.netns.command("nginx"),
+        nginx_files,
+        &nginx::answering(&last.name, PORT),
+        || last.netns.run(answers),
+    ));
     println!("  {} runs nginx, the other pods a small HTTP server", last.name);
     servers
-}
-
-fn nginx(netns: &Netns, name: &str, files: &Scratch) -> Process {
-    let dir = files.path().display();
-    let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
-        .map(|kind| format!("    {kind}_temp_path {dir}/{kind};\n"))
-        .collect();
-    let config = format!(
-        "daemon off;\nmaster_process off;\npid {dir}/pid;\nerror_log stderr;\n\
-         events {{}}\n\
-         http {{\n    access_log off;\n{paths}\
-         \x20   server {{\n        listen {PORT};\n        listen [::]:{PORT} ipv6only=on;\n\
-         \x20       location / {{\n            default_type text/plain;\n\
-         \x20           return 200 \"name={name} peer=$remote_addr port=$remote_port \
-         request=$connection_requests\\n\";\n        }}\n    }}\n}}\n"
-    );
-    let file = files.join("nginx.conf");
-    fs::write(&file, config).expect("write the configuration of nginx");
-    let mut command = netns.command("nginx");
-    command.arg("-p").arg(files.path()).arg("-e").arg("stderr").arg("-c").arg(&file);
-    let mut process = Process::spawn(&mut command, &files.join("nginx.log"));
-    let target = SocketAddr::from(([127, 0, 0, 1], PORT));
-    process.wait_ready(Duration::from_secs(10), |_| {
-        netns.run(|| http::who(target, Source::ANY, Duration::from_secs(1)).is_ok())
-    });
-    process
 }
 
 /// Requests to one address, and who must answer them seeing whom.

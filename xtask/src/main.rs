@@ -1,5 +1,6 @@
 //! Project tasks: `cargo xtask COMMAND`.
 
+mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
@@ -22,6 +23,8 @@ enum Task {
     Demo,
     /// Run every test; the last line is `N passed, N failed, N skipped`.
     Test(test::Options),
+    /// Measure: ratios of samples taken in turn, with quartiles.
+    Bench(bench::Options),
     /// Formatting, lints, demo and tests.
     Ci,
 }
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf => build_ebpf::run(),
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Ci => ci::run(),
     };
     match done {

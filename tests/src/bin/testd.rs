@@ -13,7 +13,7 @@ use lbxdp_tests::traffic::hold::Held;
 use lbxdp_tests::traffic::socket::{Source, tcp_listener, udp_listener};
 use lbxdp_tests::traffic::spread::{Probe, Spread};
 use lbxdp_tests::traffic::transfer::Transfer;
-use lbxdp_tests::traffic::{echo, http, udp};
+use lbxdp_tests::traffic::{echo, http, resolve, udp};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -84,6 +84,19 @@ enum Client {
         /// Source port.
         #[arg(long, default_value_t = 0)]
         source_port: u16,
+    },
+    /// Names through the C library's resolver, as /etc/resolv.conf says.
+    Resolve {
+        /// Domain of the names.
+        domain: String,
+        /// What each of them is.
+        expected: IpAddr,
+        /// How many.
+        #[arg(long, default_value_t = 100)]
+        count: u32,
+        /// Between two of them, in microseconds.
+        #[arg(long, default_value_t = 0)]
+        pace_us: u64,
     },
 }
 
@@ -200,6 +213,15 @@ fn run_client(client: Client) -> anyhow::Result<()> {
             println!("{}", serde_json::to_string(&report)?);
             if !report.errors.is_empty() {
                 bail!("{}", report.errors.join("; "));
+            }
+            Ok(())
+        }
+        Client::Resolve { domain, expected, count, pace_us } => {
+            let pace = Duration::from_micros(pace_us);
+            let lookups = resolve::run(&domain, expected, count, pace);
+            println!("{}", serde_json::to_string(&lookups)?);
+            if lookups.failed > 0 {
+                bail!("{} of {count} lookups failed", lookups.failed);
             }
             Ok(())
         }
