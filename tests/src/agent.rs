@@ -69,7 +69,11 @@ impl Agent {
     }
 
     /// A command in the namespace of one of this node's pods, whose sockets the agent serves.
-    pub fn pod_command(&self, pod: &crate::Netns, program: &str) -> std::process::Command {
+    pub fn pod_command(
+        &self,
+        pod: &crate::Netns,
+        program: impl AsRef<std::ffi::OsStr>,
+    ) -> std::process::Command {
         pod.command(program)
     }
 

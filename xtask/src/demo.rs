@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail, ensure};
 use lbxdp_tests::cluster::{CLIENT_V4, CLIENT_V6, UPLINK};
-use lbxdp_tests::process::{command, run as run_command};
+use lbxdp_tests::process::{command, run as run_command, workspace_binary};
 use lbxdp_tests::traffic::http;
 use lbxdp_tests::traffic::socket::Source;
 use lbxdp_tests::traffic::spread::{Outcome, Probe, Spread};
-use lbxdp_tests::{Agent, AgentOptions, Cluster, Process, Scratch, Spec, nginx, sweep};
+use lbxdp_tests::{Agent, AgentOptions, Cluster, Pod, Process, Scratch, Spec, nginx, sweep};
 
 use crate::setup;
 use crate::util::{build_programs, root};
@@ -73,10 +73,16 @@ fn show() -> Result<()> {
     title(&format!("{REQUESTS} requests each from the client, every one a new connection"));
     let mut failures = Vec::new();
     for case in cases(&cluster) {
-        failures.extend(case.ask(&cluster));
+        failures.extend(case.ask(&cluster, |spread| cluster.client.run(|| spread.run())));
     }
 
     let agent = &agents[0];
+    let pod = &cluster.node(0).pods[0];
+    title(&format!("{REQUESTS} requests each from {}: no packet is translated", pod.name));
+    for case in pod_cases(&cluster, pod) {
+        failures.extend(case.ask(&cluster, |spread| from_pod(agent, pod, spread)));
+    }
+
     title("What node-a has counted (lbxdp-agent status)");
     println!("{}", indent(&agent.cli(&["status"])));
     title("What it serves (lbxdp-agent service list)");
@@ -192,19 +198,53 @@ fn cases(cluster: &Cluster) -> Vec<Case> {
     cases
 }
 
+/// A pod's own requests. Its connections are made to a backend right away, so that every backend,
+/// on whatever node, sees the pod.
+fn pod_cases(cluster: &Cluster, pod: &Pod) -> Vec<Case> {
+    let case = |what, target: &str, pods: &[&str]| {
+        let target: SocketAddr = target.parse().expect("an address");
+        let peer = pod.ip(target.is_ipv6());
+        let all = cluster.pods().map(|(_, pod)| pod.name.clone());
+        let expected = all.filter(|name| pods.contains(&name.as_str())).map(|name| (name, peer));
+        Case { what, target, expected: expected.collect() }
+    };
+    vec![
+        case("ClusterIP", "10.96.0.40:8000", &["pod-a-2", "pod-b-2"]),
+        case("ClusterIP", "[fd00:10:96::40]:8000", &["pod-a-2", "pod-b-2"]),
+        case(
+            "LoadBalancer, externalTrafficPolicy: Local, which is for clients outside",
+            "203.0.113.20:80",
+            &["pod-a-1", "pod-b-1"],
+        ),
+    ]
+}
+
+/// Runs `spread` as a process in a pod: hooks on sockets belong to a cgroup of processes.
+fn from_pod(agent: &Agent, pod: &Pod, spread: &Spread) -> Outcome {
+    let mut command = agent.pod_command(&pod.netns, workspace_binary("lbxdp-testd"));
+    command.args(["client", "connect-spread", &spread.target.to_string()]);
+    command.args(["--count", &spread.count.to_string()]);
+    command.args(["--timeout-ms", &spread.timeout.as_millis().to_string()]);
+    // It fails if a flow failed, and says so in what it prints.
+    let output = command.output().expect("run lbxdp-testd");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("lbxdp-testd: {error}: {}", String::from_utf8_lossy(&output.stderr))
+    })
+}
+
 impl Case {
     /// Asks, prints what came back, and returns what is not as it should be.
-    fn ask(&self, cluster: &Cluster) -> Vec<String> {
+    fn ask(&self, cluster: &Cluster, run: impl Fn(&Spread) -> Outcome) -> Vec<String> {
         let Self { what, target, expected } = self;
         let mut spread = Spread::new(*target, Probe::Http, REQUESTS);
         // Short, so that a broken demo ends soon.
         spread.timeout = Duration::from_secs(1);
         // Ten of them are enough to see that nothing answers.
         let first = Spread { count: 10, ..spread.clone() };
-        let mut outcome = cluster.client.run(|| first.run());
+        let mut outcome = run(&first);
         if outcome.failed < first.count {
             spread.count = REQUESTS - first.count;
-            outcome.add(cluster.client.run(|| spread.run()));
+            outcome.add(run(&spread));
         }
         sweep::wait_if_stopping();
         println!("\n  http://{target}  {what}");
@@ -238,6 +278,8 @@ fn whose(cluster: &Cluster, address: IpAddr) -> String {
     if address == CLIENT_V4 || address == CLIENT_V6 {
         return format!("{address} (the client)");
     }
-    let node = cluster.nodes.iter().find(|node| [node.ip(false), node.ip(true)].contains(&address));
-    node.map_or_else(|| address.to_string(), |node| format!("{address} ({})", node.name))
+    let nodes = cluster.nodes.iter().map(|node| (&node.name, [node.ip(false), node.ip(true)]));
+    let pods = cluster.pods().map(|(_, pod)| (&pod.name, [pod.ip(false), pod.ip(true)]));
+    let whose = nodes.chain(pods).find(|(_, addresses)| addresses.contains(&address));
+    whose.map_or_else(|| address.to_string(), |(name, _)| format!("{address} ({name})"))
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::socket::{Source, reset};
 use super::{echo, http, udp};
@@ -105,7 +105,7 @@ impl Spread {
 }
 
 /// What came of them.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
     /// Flows that each backend answered.
     pub backends: BTreeMap<String, u32>,
