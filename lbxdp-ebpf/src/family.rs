@@ -10,7 +10,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use crate::{
     lookup::maps::{self, MMAPABLE},
     packet::{Packet, Wire},
-    parse::{Segment, Unparsed, ethernet, ipv4, ipv6},
+    parse::{Quoted, Segment, Unparsed, ethernet, ipv4, ipv6},
     work::Work,
 };
 
@@ -29,6 +29,12 @@ pub trait Family: 'static {
     const SRC_OFFSET: usize;
     /// Offset of TTL or hop limit in the IP header.
     const TTL_OFFSET: usize;
+    /// Offset of the protocol, or of the first header behind this one, in the IP header.
+    const PROTOCOL_OFFSET: usize;
+    /// IANA protocol number of ICMP or ICMPv6.
+    const ICMP: u8;
+    /// Type of the message that asks for an echo.
+    const ECHO_REQUEST: u8;
     /// Type of the ICMP or ICMPv6 message that answers an echo request.
     const ECHO_REPLY: u8;
     /// Offset of the header checksum in the IP header, where the family has one.
@@ -36,6 +42,16 @@ pub trait Family: 'static {
 
     /// Parses the packet whose header is at `segment.l3()`.
     fn parse<P: Packet>(packet: &P, segment: &mut Segment<Self::Addr>) -> Result<(), Unparsed>;
+
+    /// Reads the IP header of the packet that an ICMP message quotes from `at` on.
+    fn quoted<P: Packet>(
+        packet: &P,
+        segment: &mut Segment<Self::Addr>,
+        at: usize,
+    ) -> Result<Quoted<Self::Addr>, Unparsed>;
+
+    /// Whether a message of this type is an error, which quotes the packet it is about.
+    fn is_error(kind: u8) -> bool;
 
     /// Ones' complement sum of an address in the byte order of this machine (RFC 1071, 2 (B)).
     fn sum(addr: &Self::Addr) -> u64;
@@ -84,12 +100,31 @@ impl Family for V4 {
     const ETHER_TYPE: u16 = ethernet::IPV4;
     const SRC_OFFSET: usize = 12;
     const TTL_OFFSET: usize = 8;
+    const PROTOCOL_OFFSET: usize = 9;
+    const ICMP: u8 = 1;
+    const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
     const CHECKSUM_OFFSET: Option<usize> = Some(10);
 
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, segment: &mut Segment<[u8; 4]>) -> Result<(), Unparsed> {
         ipv4::parse(packet, segment)
+    }
+
+    #[inline(always)]
+    fn quoted<P: Packet>(
+        packet: &P,
+        _segment: &mut Segment<[u8; 4]>,
+        at: usize,
+    ) -> Result<Quoted<Self::Addr>, Unparsed> {
+        ipv4::quoted(packet, at)
+    }
+
+    /// Destination unreachable, time exceeded, parameter problem (RFC 792). A redirect is for
+    /// the next host on the wire, and source quench is obsolete (RFC 6633).
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 3 | 11 | 12)
     }
 
     #[inline(always)]
@@ -158,12 +193,30 @@ impl Family for V6 {
     const ETHER_TYPE: u16 = ethernet::IPV6;
     const SRC_OFFSET: usize = 8;
     const TTL_OFFSET: usize = 7;
+    const PROTOCOL_OFFSET: usize = 6;
+    const ICMP: u8 = 58;
+    const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
     const CHECKSUM_OFFSET: Option<usize> = None;
 
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, segment: &mut Segment<[u8; 16]>) -> Result<(), Unparsed> {
         ipv6::parse(packet, segment)
+    }
+
+    #[inline(always)]
+    fn quoted<P: Packet>(
+        packet: &P,
+        segment: &mut Segment<[u8; 16]>,
+        at: usize,
+    ) -> Result<Quoted<Self::Addr>, Unparsed> {
+        ipv6::quoted(packet, segment, at)
+    }
+
+    /// Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 1..=4)
     }
 
     #[inline(always)]

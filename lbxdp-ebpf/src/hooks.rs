@@ -4,14 +4,14 @@ pub mod egress;
 pub mod tc;
 pub mod xdp;
 
-use lbxdp_common::{DropReason, Flow};
+use lbxdp_common::{Counter, DropReason, Flow};
 
 use crate::{
     family::Family,
     icmp, ingress,
     lookup::count,
     packet::{Packet, Pair, read},
-    parse::Segment,
+    parse::{Kind, Segment},
     rewrite::Rewriter,
     work::Work,
 };
@@ -57,12 +57,32 @@ fn up<F: Family, P: Packet + Rewriter>(
     segment: &Segment<F::Addr>,
     flow: &Flow<F::Addr>,
 ) -> Outcome {
-    if packet.translate::<F>(segment, flow) {
-        account::<F, _>(packet, segment, flow);
+    if rewrite::<F, _>(packet, segment, flow) {
         Outcome::Translated
     } else {
         Outcome::Drop(DropReason::RewriteFailed)
     }
+}
+
+/// Makes of a packet what its flow says, and counts it; `false` where that failed.
+#[inline(always)]
+fn rewrite<F: Family, P: Packet + Rewriter>(
+    packet: &P,
+    segment: &Segment<F::Addr>,
+    flow: &Flow<F::Addr>,
+) -> bool {
+    if segment.kind == Kind::Error {
+        let is_done = packet.translate_error::<F>(segment, flow);
+        if is_done {
+            count::event(Counter::IcmpTranslated);
+        }
+        return is_done;
+    }
+    let is_done = packet.translate::<F>(segment, flow);
+    if is_done {
+        account::<F, _>(packet, segment, flow);
+    }
+    is_done
 }
 
 /// Turns an echo request into its reply, as often as ICMP messages may be sent.

@@ -5,50 +5,43 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
     family::{Family, V4, V6},
-    packet::{Packet, Pair, Wire, read, readable, skb::SkbPacket, write, xdp::XdpPacket},
-    parse::Segment,
+    packet::{Pair, read, readable, skb::SkbPacket, xdp::XdpPacket},
+    parse::{ICMP_HEADER, Segment},
     rewrite::{
+        Rewriter,
         csum::{Difference, fold16},
         with_ttl,
     },
 };
 
-/// What the error says.
+/// What the error says. No variant has a field: what is undefined in one variant and not in the
+/// other is spilled all the same, and the verifier objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     /// Nobody listens.
     PortUnreachable,
     /// TTL or hop limit ended here.
     TimeExceeded,
-    /// Larger than the way onwards, which takes this many bytes.
-    TooBig(u32),
+    /// Larger than the way onwards, which takes [`Segment::mtu`] bytes.
+    TooBig,
 }
 
 /// Bytes of the packet that are quoted at the most: all headers a sender needs to find its socket
 /// (RFC 792 wants the IP header and 8 bytes). A multiple of four.
 const QUOTE: usize = 128;
-/// Bytes of the ICMP header.
-const ICMP_HEADER: usize = 8;
 const TTL: u8 = 64;
 
 /// A packet that can be turned into an answer.
-pub trait Answer: Packet {
+pub trait Answer: Rewriter {
     /// Cuts the packet behind `keep` bytes of its network layer at `l3`, and makes `room` bytes
     /// in front of that.
     fn make_room(&self, l3: usize, room: usize, keep: usize) -> bool;
-    /// Stores a header.
-    fn put<T: Wire>(&self, offset: usize, value: T) -> bool;
 }
 
 impl Answer for XdpPacket {
     #[inline(always)]
     fn make_room(&self, l3: usize, room: usize, keep: usize) -> bool {
         XdpPacket::make_room(self, l3, room, keep)
-    }
-
-    #[inline(always)]
-    fn put<T: Wire>(&self, offset: usize, value: T) -> bool {
-        write(self, offset, value)
     }
 }
 
@@ -57,17 +50,12 @@ impl Answer for SkbPacket {
     fn make_room(&self, l3: usize, room: usize, keep: usize) -> bool {
         SkbPacket::make_room(self, l3, room, keep)
     }
-
-    #[inline(always)]
-    fn put<T: Wire>(&self, offset: usize, value: T) -> bool {
-        self.store_accounted(offset, &value)
-    }
 }
 
 /// What differs between ICMP and ICMPv6.
 pub trait Protocol: Family {
-    /// Type, code and the four bytes behind the checksum.
-    fn code(error: Error) -> (u8, u8, [u8; 4]);
+    /// Type, code and the four bytes behind the checksum; `mtu` is for [`Error::TooBig`].
+    fn code(error: Error, mtu: u32) -> (u8, u8, [u8; 4]);
     /// Ones' complement sum of what the checksum covers besides the message of `len` bytes.
     fn pseudo(src: &Self::Addr, dst: &Self::Addr, len: usize) -> u64;
     /// An IP header for a message of `len` bytes.
@@ -76,11 +64,11 @@ pub trait Protocol: Family {
 
 impl Protocol for V4 {
     #[inline(always)]
-    fn code(error: Error) -> (u8, u8, [u8; 4]) {
+    fn code(error: Error, mtu: u32) -> (u8, u8, [u8; 4]) {
         match error {
             Error::PortUnreachable => (3, 3, [0; 4]),
             Error::TimeExceeded => (11, 0, [0; 4]),
-            Error::TooBig(mtu) => {
+            Error::TooBig => {
                 let [_, _, c, d] = mtu.to_be_bytes();
                 (3, 4, [0, 0, c, d])
             }
@@ -94,11 +82,10 @@ impl Protocol for V4 {
 
     #[inline(always)]
     fn header(src: &[u8; 4], dst: &[u8; 4], len: usize) -> Ipv4Hdr {
-        const ICMP: u8 = 1;
         let tot_len = ((Ipv4Hdr::LEN + len) as u16).to_be_bytes();
         let words = u64::from(u16::from_ne_bytes([0x45, 0]))
             + u64::from(u16::from_ne_bytes(tot_len))
-            + u64::from(u16::from_ne_bytes([TTL, ICMP]));
+            + u64::from(u16::from_ne_bytes([TTL, V4::ICMP]));
         let check = (!fold16(words + V4::sum(src) + V4::sum(dst))).to_ne_bytes();
         Ipv4Hdr {
             vihl: 0x45,
@@ -107,7 +94,7 @@ impl Protocol for V4 {
             id: [0; 2],
             frags: [0; 2],
             ttl: TTL,
-            proto: ICMP,
+            proto: V4::ICMP,
             check,
             src_addr: *src,
             dst_addr: *dst,
@@ -115,16 +102,13 @@ impl Protocol for V4 {
     }
 }
 
-/// IANA protocol number of ICMPv6.
-const ICMPV6: u8 = 58;
-
 impl Protocol for V6 {
     #[inline(always)]
-    fn code(error: Error) -> (u8, u8, [u8; 4]) {
+    fn code(error: Error, mtu: u32) -> (u8, u8, [u8; 4]) {
         match error {
             Error::PortUnreachable => (1, 4, [0; 4]),
             Error::TimeExceeded => (3, 0, [0; 4]),
-            Error::TooBig(mtu) => (2, 0, mtu.to_be_bytes()),
+            Error::TooBig => (2, 0, mtu.to_be_bytes()),
         }
     }
 
@@ -133,7 +117,7 @@ impl Protocol for V6 {
         V6::sum(src)
             + V6::sum(dst)
             + u64::from((len as u32).to_be())
-            + u64::from(u32::from(ICMPV6).to_be())
+            + u64::from(u32::from(V6::ICMP).to_be())
     }
 
     #[inline(always)]
@@ -141,7 +125,7 @@ impl Protocol for V6 {
         Ipv6Hdr {
             vcf: [0x60, 0, 0, 0],
             payload_len: (len as u16).to_be_bytes(),
-            next_hdr: ICMPV6,
+            next_hdr: V6::ICMP,
             hop_limit: TTL,
             src_addr: *src,
             dst_addr: *dst,
@@ -172,7 +156,7 @@ pub fn answer<F: Protocol, P: Answer>(
 
     let (src, dst) = (&segment.key.dst, &segment.key.src);
     let len = ICMP_HEADER + quote;
-    let (kind, code, [m, n, o, p]) = F::code(error);
+    let (kind, code, [m, n, o, p]) = F::code(error, segment.mtu);
     let icmp = l3 + header_len;
     let mut sum = F::pseudo(src, dst, len)
         + u64::from(u32::from_ne_bytes([kind, code, 0, 0]))

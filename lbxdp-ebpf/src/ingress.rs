@@ -12,7 +12,7 @@ use crate::{
         flow::{self, NotCreated},
     },
     packet::Packet,
-    parse::Unparsed,
+    parse::{Kind, Unparsed},
     work::Work,
 };
 
@@ -59,6 +59,9 @@ pub fn decide<F: Family, P: Packet>(
     // Flows outlive their frontend, so they come first.
     if flow::follow::<F>(work, Hook::Ingress, now) {
         return Verdict::Translate;
+    }
+    if work.segment.kind == Kind::Error {
+        return unserved(Unparsed::NotOurs, address);
     }
     if !address.has(AddressFlags::SERVICE) {
         return Verdict::Pass;

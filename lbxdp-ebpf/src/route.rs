@@ -33,8 +33,8 @@ pub enum Route {
     },
     /// The destination is this host.
     Here,
-    /// The packet is larger than the way; the largest that fits.
-    TooBig(u32),
+    /// The packet is larger than the way takes, which is in [`crate::parse::Segment::mtu`].
+    TooBig,
     /// Encapsulation by the routing table, which only the stack does.
     Unsupported,
     /// There is none.
@@ -72,7 +72,8 @@ pub fn lookup<F: Family>(
         Ok(BPF_FIB_LKUP_RET_NOT_FWDED) => Route::Here,
         Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => {
             // SAFETY: the kernel wrote this field of the union with this answer.
-            Route::TooBig(u32::from(unsafe { params.__bindgen_anon_1.mtu_result }))
+            segment.mtu = u32::from(unsafe { params.__bindgen_anon_1.mtu_result });
+            Route::TooBig
         }
         Ok(
             BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT,

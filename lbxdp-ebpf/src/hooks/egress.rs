@@ -4,12 +4,19 @@ use lbxdp_common::{AddressFlags, Hook};
 
 use super::{Outcome, tc, up};
 use crate::{
-    family::{Family as _, V4, V6},
+    family::{Family, V4, V6},
     icmp, ingress,
     lookup::{address, device, flow},
-    packet::{Packet as _, skb::SkbPacket},
+    packet::{Packet as _, read, skb::SkbPacket},
     parse::ethernet,
 };
+
+/// Whether the packet is an ICMP or ICMPv6 message, extension headers aside.
+#[inline(always)]
+fn is_icmp<F: Family>(packet: &SkbPacket, l3: usize) -> bool {
+    read::<[u8; 2], _>(packet, l3 + (F::PROTOCOL_OFFSET & !1))
+        .is_some_and(|word| word[F::PROTOCOL_OFFSET & 1] == F::ICMP)
+}
 
 /// Handles an skb that is about to leave.
 #[inline(always)]
@@ -26,9 +33,12 @@ pub fn handle(packet: &SkbPacket) -> Outcome {
 #[inline(always)]
 fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
     let Some(work) = super::begin::<F, _>(packet, l3) else { return Outcome::Pass };
-    let is_backend = address::what::<F>(&work.segment.key.src)
-        .is_some_and(|address| address.has(AddressFlags::BACKEND));
-    if !is_backend {
+    // An error about a translated packet may be the node's own; everything else is a backend's.
+    let is_backend = || {
+        address::what::<F>(&work.segment.key.src)
+            .is_some_and(|address| address.has(AddressFlags::BACKEND))
+    };
+    if !is_icmp::<F>(packet, l3) && !is_backend() {
         return Outcome::Pass;
     }
     // A backend of this node sends by its own device or by none. What came in by a device that

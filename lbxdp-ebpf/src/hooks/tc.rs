@@ -4,7 +4,7 @@
 use aya_ebpf::EbpfContext as _;
 use lbxdp_common::{DropReason, Flow};
 
-use super::{Outcome, account, up};
+use super::{Outcome, rewrite, up};
 use crate::{
     family::{Family, V4, V6},
     icmp,
@@ -78,7 +78,7 @@ pub fn forward<F: icmp::Protocol>(packet: &SkbPacket, work: &mut Work<F::Addr>) 
             return up::<F, _>(packet, segment, flow);
         }
         Route::Here | Route::Unsupported => return Outcome::Drop(DropReason::NoRoute),
-        Route::TooBig(mtu) => (DropReason::TooBig, icmp::Error::TooBig(mtu)),
+        Route::TooBig => (DropReason::TooBig, icmp::Error::TooBig),
         Route::None(reason) => return Outcome::Drop(reason),
     };
     let (reason, error) = refusal;
@@ -92,8 +92,7 @@ fn send<F: Family>(
     flow: &Flow<F::Addr>,
     ifindex: u32,
 ) -> Outcome {
-    if packet.hop::<F>(segment) && packet.translate::<F>(segment, flow) {
-        account::<F, _>(packet, segment, flow);
+    if packet.hop::<F>(segment) && rewrite::<F, _>(packet, segment, flow) {
         Outcome::Neighbour(ifindex)
     } else {
         Outcome::Drop(DropReason::RewriteFailed)
@@ -108,7 +107,10 @@ fn refuse<F: icmp::Protocol>(
     error: icmp::Error,
 ) -> Outcome {
     let ifindex = packet.ifindex();
-    if !count::may_send_icmp(ingress::now()) || !icmp::answer::<F, _>(packet, segment, error) {
+    if !segment.may_be_answered()
+        || !count::may_send_icmp(ingress::now())
+        || !icmp::answer::<F, _>(packet, segment, error)
+    {
         return Outcome::Drop(reason);
     }
     count::drop(reason);

@@ -3,7 +3,7 @@
 use aya_ebpf::EbpfContext as _;
 use lbxdp_common::{Counter, Device, DropReason, Flow};
 
-use super::{Outcome, account, up};
+use super::{Outcome, rewrite, up};
 use crate::{
     family::{Family, V4, V6},
     icmp,
@@ -78,7 +78,7 @@ fn forward<F: icmp::Protocol>(
         Route::Hop { ifindex, dst, src } => (ifindex, dst, src),
         Route::Unresolved { .. } | Route::Unsupported => return Ok(Outcome::Defer),
         Route::Here => return Ok(here::<F>(packet, segment, flow)),
-        Route::TooBig(mtu) => return Err((DropReason::TooBig, icmp::Error::TooBig(mtu))),
+        Route::TooBig => return Err((DropReason::TooBig, icmp::Error::TooBig)),
         Route::None(reason) => return Ok(Outcome::Drop(reason)),
     };
     let Some(outcome) = way_out(frame, device, ifindex, out) else { return Ok(Outcome::Defer) };
@@ -86,10 +86,9 @@ fn forward<F: icmp::Protocol>(
         return Err((DropReason::TtlExceeded, icmp::Error::TimeExceeded));
     }
     if packet.hop::<F>(segment)
-        && packet.translate::<F>(segment, flow)
+        && rewrite::<F, _>(packet, segment, flow)
         && packet.address_frame(dst, src)
     {
-        account::<F, _>(packet, segment, flow);
         Ok(outcome)
     } else {
         Ok(Outcome::Drop(DropReason::RewriteFailed))
@@ -137,7 +136,10 @@ fn refuse<F: icmp::Protocol>(
     if !device.has(Device::TX) {
         return Outcome::Defer;
     }
-    if !count::may_send_icmp(ingress::now()) || !icmp::answer::<F, _>(packet, segment, error) {
+    if !segment.may_be_answered()
+        || !count::may_send_icmp(ingress::now())
+        || !icmp::answer::<F, _>(packet, segment, error)
+    {
         return Outcome::Drop(reason);
     }
     count::drop(reason);

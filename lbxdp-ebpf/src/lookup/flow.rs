@@ -13,7 +13,7 @@ use crate::{
     family::Family,
     globals,
     lookup::{backend::Choice, count},
-    parse::{ACK, FIN, RST, SYN},
+    parse::{ACK, FIN, Kind, RST, SYN},
     work::Work,
 };
 
@@ -37,6 +37,7 @@ pub enum NotCreated {
 }
 
 /// Finds what the flow of a packet makes of it, if it has one that is alive and valid at `hook`.
+/// An error about a flow finds what packets become that travel as it does.
 #[inline(always)]
 pub fn follow<F: Family>(work: &mut Work<F::Addr>, hook: Hook, now: u64) -> bool {
     let Work { segment, flow, reply, reply_key, .. } = work;
@@ -69,15 +70,18 @@ pub fn follow<F: Family>(work: &mut Work<F::Addr>, hook: Hook, now: u64) -> bool
         return false;
     }
 
-    let (state, flags) = advance(flow, key.protocol, segment.tcp_flags);
-    let is_due = flow.idle_ns(now) >= REFRESH;
-    if is_due || state != flow.state || flags != flow.flags {
-        flow.state = state;
-        flow.flags = flags;
-        flow.last_seen = now;
-        touch(entry, flow);
-        if let Some(sibling) = sibling {
-            touch(sibling, flow);
+    // An error about a flow is no sign of its life: anybody on the way may send one.
+    if segment.kind != Kind::Error {
+        let (state, flags) = advance(flow, key.protocol, segment.tcp_flags);
+        let is_due = flow.idle_ns(now) >= REFRESH;
+        if is_due || state != flow.state || flags != flow.flags {
+            flow.state = state;
+            flow.flags = flags;
+            flow.last_seen = now;
+            touch(entry, flow);
+            if let Some(sibling) = sibling {
+                touch(sibling, flow);
+            }
         }
     }
     if sibling.is_none() {

@@ -2,12 +2,12 @@
 
 use network_types::ip::Ipv6Hdr;
 
-use super::{Segment, Unparsed, transport};
-use crate::packet::{Packet, read};
+use super::{Kind, Quoted, Segment, Unparsed, message, transport};
+use crate::{
+    family::{Family as _, V6},
+    packet::{Packet, Pair, read},
+};
 
-const ICMPV6: u8 = 58;
-/// Type of the message (RFC 4443).
-const ECHO_REQUEST: u8 = 128;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -31,15 +31,37 @@ pub fn parse<P: Packet>(packet: &P, segment: &mut Segment<[u8; 16]>) -> Result<(
     // A jumbogram (RFC 2675) says zero.
     segment.len = if payload == 0 { 0 } else { Ipv6Hdr::LEN + payload };
     segment.ttl = header.hop_limit;
+    segment.kind = Kind::Whole;
     let l4 = segment.l3() + Ipv6Hdr::LEN;
     if transport::is_served(header.next_hdr) {
         transport::parse(packet, segment, l4, header.next_hdr)
-    } else if header.next_hdr == ICMPV6 {
-        Err(transport::message(packet, segment, l4, ECHO_REQUEST))
+    } else if header.next_hdr == V6::ICMP {
+        message::parse::<V6, P>(packet, segment, l4)
     } else {
         let (bytes, protocol) = extensions(packet, l4, header.next_hdr)?;
         transport::parse(packet, segment, l4 + bytes, protocol)
     }
+}
+
+/// Reads the header of a packet that is quoted from `at` on.
+#[inline(always)]
+pub fn quoted<P: Packet>(
+    packet: &P,
+    _segment: &mut Segment<[u8; 16]>,
+    at: usize,
+) -> Result<Quoted<[u8; 16]>, Unparsed> {
+    let header: Ipv6Hdr = read(packet, at).ok_or(Unparsed::NotOurs)?;
+    if header.vcf[0] >> 4 != 6 {
+        return Err(Unparsed::NotOurs);
+    }
+    let l4 = at + Ipv6Hdr::LEN;
+    let addresses = Pair { src: header.src_addr, dst: header.dst_addr };
+    if transport::is_served(header.next_hdr) {
+        return Ok(Quoted { addresses, protocol: header.next_hdr, l4 });
+    }
+    let (bytes, protocol) =
+        extensions(packet, l4, header.next_hdr).map_err(|_| Unparsed::NotOurs)?;
+    Ok(Quoted { addresses, protocol, l4: l4 + bytes })
 }
 
 /// Walks the extension headers at `at`, of which the first is of kind `next`: how many bytes they

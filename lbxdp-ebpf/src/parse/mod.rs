@@ -4,11 +4,14 @@
 pub mod ethernet;
 pub mod ipv4;
 pub mod ipv6;
+mod message;
 #[cfg(test)]
 mod tests;
 pub mod transport;
 
 use lbxdp_common::FlowKey;
+
+use crate::packet::Pair;
 
 /// Why there is no [`Segment`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,14 +26,29 @@ pub enum Unparsed {
     Fragment,
 }
 
-/// A TCP segment or a UDP datagram. Addresses and `l3` are filled in first; the family's parser
+/// What a [`Segment`] is.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole packet.
+    Whole = 0,
+    /// An ICMP or ICMPv6 error about a packet of another flow direction: [`Segment::key`] is the
+    /// key of packets that travel as the error does, against the quoted one.
+    Error,
+}
+
+/// A TCP segment or a UDP datagram, or an error about one. Addresses and `l3` are filled in first; the family's parser
 /// fills in the rest, in place, because a program's stack has 512 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<A> {
     /// Addresses, ports, protocol.
     pub key: FlowKey<A>,
+    /// Where the packet is from: the source in `key`, unless it is an error, which a router on
+    /// the way may have sent. Only set for errors.
+    pub sender: A,
     l3: u16,
     l4: u16,
+    quoted_l4: u16,
     /// Bytes from the IP header to the end, as the header says; zero for a packet that is larger
     /// than its header can say.
     pub len: usize,
@@ -38,8 +56,22 @@ pub struct Segment<A> {
     pub header_len: usize,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// TCP flags; zero for UDP.
+    /// TCP flags; zero for UDP and for errors.
     pub tcp_flags: u8,
+    /// What it is.
+    pub kind: Kind,
+    /// What the way onwards takes, once the packet turned out to be larger.
+    pub mtu: u32,
+}
+
+/// The IP header of a packet that is quoted in an ICMP message.
+pub struct Quoted<A> {
+    /// Its addresses.
+    pub addresses: Pair<A>,
+    /// IANA protocol number of what follows it and its extension headers.
+    pub protocol: u8,
+    /// Offset of that.
+    pub l4: usize,
 }
 
 impl<A> Segment<A> {
@@ -50,10 +82,29 @@ impl<A> Segment<A> {
         usize::from(self.l3 & 0x1f)
     }
 
-    /// Offset of the TCP or UDP header: behind IP and at most 256 bytes of extension headers.
+    /// Offset of the TCP, UDP or ICMP header: behind IP and at most 256 bytes of extension
+    /// headers.
     #[inline(always)]
     pub fn l4(&self) -> usize {
         usize::from(self.l4 & 0x1ff)
+    }
+
+    /// Offset of the IP header that an error quotes.
+    #[inline(always)]
+    pub fn quoted_l3(&self) -> usize {
+        self.l4() + ICMP_HEADER
+    }
+
+    /// Offset of the transport header that an error quotes.
+    #[inline(always)]
+    pub fn quoted_l4(&self) -> usize {
+        usize::from(self.quoted_l4 & 0x1ff)
+    }
+
+    /// Whether RFC 1122 (3.2.2) and RFC 4443 (2.4) allow to answer it with an error.
+    #[inline(always)]
+    pub fn may_be_answered(&self) -> bool {
+        self.kind != Kind::Error
     }
 
     /// Says where the header behind the IP header is.
@@ -68,6 +119,9 @@ impl<A> Segment<A> {
         self.l3 = offset as u16;
     }
 }
+
+/// Bytes of the ICMP and ICMPv6 header.
+pub const ICMP_HEADER: usize = 8;
 
 /// TCP flag.
 pub const FIN: u8 = 0x01;

@@ -4,7 +4,7 @@ use etherparse::{IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv4Options, Pac
 use lbxdp_common::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
 use proptest::prelude::*;
 
-use super::{ACK, SYN, Segment, Unparsed, ethernet};
+use super::{ACK, Kind, SYN, Segment, Unparsed, ethernet};
 use crate::family::{Family, V4, V6};
 
 const CLIENT4: [u8; 4] = [192, 0, 2, 7];
@@ -52,12 +52,16 @@ fn parse<F: Family>(
     assert_eq!(link.ether_type, F::ETHER_TYPE);
     let mut segment = Segment {
         key: FlowKey { src, dst, src_port: 0, dst_port: 0, protocol: 0, _pad: [0; 3] },
+        sender: src,
         l3: 0,
         l4: 0,
+        quoted_l4: 0,
         len: 0,
         header_len: 0,
         ttl: 0,
         tcp_flags: 0,
+        kind: Kind::Whole,
+        mtu: 0,
     };
     segment.set_l3(link.l3);
     F::parse(&frame, &mut segment).map(|()| segment)

@@ -17,22 +17,6 @@ pub fn is_served(protocol: u8) -> bool {
     protocol == IPPROTO_TCP || protocol == IPPROTO_UDP
 }
 
-/// An ICMP or ICMPv6 message of which the programs understand one kind.
-#[inline(always)]
-pub fn message<A, P: Packet>(
-    packet: &P,
-    segment: &mut Segment<A>,
-    l4: usize,
-    echo_request: u8,
-) -> Unparsed {
-    segment.set_l4(l4);
-    // Type, code, checksum, identifier, sequence number (RFC 792, RFC 4443).
-    match read::<[u8; 8], P>(packet, l4) {
-        Some([kind, 0, ..]) if kind == echo_request => Unparsed::Echo,
-        _ => Unparsed::NotOurs,
-    }
-}
-
 /// Reads ports and flags of the header at `l4`. It must lie within what the packet has and within
 /// what the IP header says it has.
 #[inline(always)]

@@ -3,6 +3,7 @@
 //! computed yet, or one of the whole packet, and only helpers know which.
 
 pub mod csum;
+mod error;
 pub mod skb;
 pub mod xdp;
 
@@ -10,7 +11,7 @@ use lbxdp_common::{Flow, IPPROTO_TCP};
 
 use crate::{
     family::Family,
-    packet::{Packet, read},
+    packet::{Packet, Wire, read},
     parse::Segment,
 };
 use csum::Difference;
@@ -21,23 +22,32 @@ const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
 
 /// Something a packet can be changed through.
-pub trait Rewriter {
+pub trait Rewriter: Packet {
+    /// Stores bytes whose checksum in the packet, if they have one, is complete.
+    fn put<T: Wire>(&self, offset: usize, value: T) -> bool;
+
     /// Gives the packet the addresses and ports of `flow`; `false` where it could not be changed.
     /// Nothing is changed unless everything is there to be changed.
     fn translate<F: Family>(&self, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> bool;
+
+    /// The same for an error about a packet of the opposite direction: the packet it quotes
+    /// becomes what its sender had sent.
+    #[inline(always)]
+    fn translate_error<F: Family>(&self, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> bool
+    where
+        Self: Sized,
+    {
+        error::translate::<F, Self>(self, segment, flow)
+    }
 
     /// Takes one from TTL or hop limit, which must be more than one.
     fn hop<F: Family>(&self, segment: &Segment<F::Addr>) -> bool;
 }
 
-/// Offset of the transport checksum in the packet.
+/// Offset of the checksum in the transport header.
 #[inline(always)]
-fn checksum_offset<A>(segment: &Segment<A>) -> usize {
-    if segment.key.protocol == IPPROTO_TCP {
-        segment.l4() + TCP_CHECKSUM
-    } else {
-        segment.l4() + UDP_CHECKSUM
-    }
+fn checksum_offset(protocol: u8) -> usize {
+    if protocol == IPPROTO_TCP { TCP_CHECKSUM } else { UDP_CHECKSUM }
 }
 
 /// What the change of addresses adds to a checksum.

@@ -10,9 +10,18 @@ use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use lbxdp_common::{Flow, IPPROTO_UDP};
 
 use super::{Rewriter, addresses, checksum_offset, csum::Difference, port, with_ttl};
-use crate::{family::Family, packet::skb::SkbPacket, parse::Segment};
+use crate::{
+    family::Family,
+    packet::{Wire, skb::SkbPacket},
+    parse::Segment,
+};
 
 impl Rewriter for SkbPacket {
+    #[inline(always)]
+    fn put<T: Wire>(&self, offset: usize, value: T) -> bool {
+        self.store_accounted(offset, &value)
+    }
+
     #[inline(always)]
     fn translate<F: Family>(&self, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> bool {
         let moved = addresses::<F>(segment, flow).word();
@@ -21,7 +30,7 @@ impl Rewriter for SkbPacket {
             port(segment.key.src_port) + port(segment.key.dst_port),
             port(flow.src_port) + port(flow.dst_port),
         );
-        let offset = checksum_offset(segment);
+        let offset = segment.l4() + checksum_offset(segment.key.protocol);
         let mangled = if segment.key.protocol == IPPROTO_UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
         let pseudo = u64::from(mangled | BPF_F_PSEUDO_HDR);
         if !self.l4_checksum(offset, moved, pseudo)

@@ -5,11 +5,16 @@ use lbxdp_common::{Flow, IPPROTO_UDP};
 use super::{Rewriter, addresses, checksum_offset, port, with_ttl};
 use crate::{
     family::Family,
-    packet::{Pair, read, write, xdp::XdpPacket},
+    packet::{Pair, Wire, read, write, xdp::XdpPacket},
     parse::Segment,
 };
 
 impl Rewriter for XdpPacket {
+    #[inline(always)]
+    fn put<T: Wire>(&self, offset: usize, value: T) -> bool {
+        write(self, offset, value)
+    }
+
     #[inline(always)]
     fn translate<F: Family>(&self, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> bool {
         let mut difference = addresses::<F>(segment, flow);
@@ -21,7 +26,7 @@ impl Rewriter for XdpPacket {
             }
             None => None,
         };
-        let offset = checksum_offset(segment);
+        let offset = segment.l4() + checksum_offset(segment.key.protocol);
         let Some(old) = read::<[u8; 2], _>(self, offset) else { return false };
         let [a, b] = flow.src_port.to_be_bytes();
         let [c, d] = flow.dst_port.to_be_bytes();

@@ -170,6 +170,11 @@ impl Packet {
         frame
     }
 
+    /// The packet without its link-layer header.
+    pub fn ip_bytes(&self) -> Vec<u8> {
+        self.bytes()[14 + 4 * self.vlan.len()..].to_vec()
+    }
+
     /// Offset of the transport header.
     pub fn transport_offset(&self) -> usize {
         let ip = match (self.src.is_ipv4(), self.options) {
@@ -182,35 +187,79 @@ impl Packet {
     }
 }
 
+/// An ICMP or ICMPv6 error: type, code and the four bytes behind the checksum.
+pub type Code = (u8, u8, [u8; 4]);
+
 /// The ICMP error that the node sends about `about`: headers of another library's making, the
 /// head of the offending packet quoted as its sender sent it.
-pub fn icmp_error(about: &Packet, v4: (u8, u8, [u8; 4]), v6: (u8, u8, [u8; 4])) -> Vec<u8> {
-    let frame = about.bytes();
-    let quoted = &frame[14 + 4 * about.vlan.len()..];
-    let quoted = &quoted[..quoted.len().min(128) & !3];
-    let mut message = Vec::new();
-    let builder = PacketBuilder::ethernet2(about.to_mac, about.from_mac);
-    match (about.dst.ip(), about.src.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let (kind, code, rest) = v4;
-            let mut header =
-                Ipv4Header::new(0, 64, IpNumber::ICMP, from.octets(), to.octets()).expect("short");
-            header.dont_fragment = false;
-            builder
-                .ip(IpHeaders::Ipv4(header, etherparse::Ipv4Extensions::default()))
-                .icmpv4_raw(kind, code, rest)
-                .write(&mut message, quoted)
-                .expect("memory");
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let (kind, code, rest) = v6;
-            builder
-                .ipv6(from.octets(), to.octets(), 64)
-                .icmpv6_raw(kind, code, rest)
-                .write(&mut message, quoted)
-                .expect("memory");
-        }
-        _ => panic!("one family"),
+pub fn icmp_error(about: &Packet, v4: Code, v6: Code) -> Vec<u8> {
+    let quoted = about.ip_bytes();
+    let message = Message {
+        from_mac: about.to_mac,
+        to_mac: about.from_mac,
+        from: about.dst.ip(),
+        to: about.src.ip(),
+        ttl: 64,
+        code: if about.src.is_ipv4() { v4 } else { v6 },
+        quoted: quoted[..quoted.len().min(128) & !3].to_vec(),
+    };
+    message.bytes()
+}
+
+/// An ICMP or ICMPv6 error on its way.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub from_mac: [u8; 6],
+    pub to_mac: [u8; 6],
+    pub from: IpAddr,
+    pub to: IpAddr,
+    pub ttl: u8,
+    pub code: Code,
+    pub quoted: Vec<u8>,
+}
+
+impl Message {
+    /// The same between other hosts.
+    pub fn between(&self, from: IpAddr, to: IpAddr) -> Self {
+        Self { from, to, ..self.clone() }
     }
-    message
+
+    /// The same over another wire, with one hop less to live.
+    pub fn forwarded(&self, from_mac: [u8; 6], to_mac: [u8; 6]) -> Self {
+        Self { from_mac, to_mac, ttl: self.ttl - 1, ..self.clone() }
+    }
+
+    /// The same about another packet.
+    pub fn about(&self, quoted: &[u8]) -> Self {
+        Self { quoted: quoted.to_vec(), ..self.clone() }
+    }
+
+    /// Bytes with valid checksums.
+    pub fn bytes(&self) -> Vec<u8> {
+        let Self { from_mac, to_mac, from, to, ttl, code: (kind, code, rest), quoted } = self;
+        let mut frame = Vec::new();
+        let builder = PacketBuilder::ethernet2(*from_mac, *to_mac);
+        match (from, to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let mut header =
+                    Ipv4Header::new(0, *ttl, IpNumber::ICMP, from.octets(), to.octets())
+                        .expect("short");
+                header.dont_fragment = false;
+                builder
+                    .ip(IpHeaders::Ipv4(header, etherparse::Ipv4Extensions::default()))
+                    .icmpv4_raw(*kind, *code, *rest)
+                    .write(&mut frame, quoted)
+                    .expect("memory");
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                builder
+                    .ipv6(from.octets(), to.octets(), *ttl)
+                    .icmpv6_raw(*kind, *code, *rest)
+                    .write(&mut frame, quoted)
+                    .expect("memory");
+            }
+            _ => panic!("one family"),
+        }
+        frame
+    }
 }
