@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::apply::Maps as _;
 use crate::apply::pinned::PinnedMaps;
 use crate::attach::{Config, Dataplane, DeviceStatus, TcKind};
-use crate::device::Rules;
+use crate::device::{Pattern, Rules, Why};
 use crate::index::{self, Index};
 use crate::keep;
 use crate::lock::Lock;
@@ -49,6 +49,8 @@ pub struct Options {
     pub index: index::Config,
     /// Devices by name; detected if empty.
     pub devices: Vec<String>,
+    /// Names of pods' devices.
+    pub pod_devices: Vec<Pattern>,
     /// Where health and metrics are served, if anywhere.
     pub listen: Option<SocketAddr>,
     /// tc does everything.
@@ -63,8 +65,17 @@ pub struct Options {
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let Options { manifests, node_name, index, devices, listen, without_xdp, object, dataplane } =
-        options;
+    let Options {
+        manifests,
+        node_name,
+        index,
+        devices,
+        pod_devices,
+        listen,
+        without_xdp,
+        object,
+        dataplane,
+    } = options;
 
     Pins::new(&dataplane.pin_path).prepare()?;
     let _lock = Lock::take(&dataplane.pin_path)?;
@@ -94,7 +105,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         sources_version: None,
         reconciler: Reconciler::new(maps, sys::coarse_ns())?,
         dataplane,
-        rules: Rules { named: devices, node_addresses: BTreeSet::new(), without_xdp },
+        rules: Rules {
+            named: devices,
+            pods: pod_devices,
+            node_addresses: BTreeSet::new(),
+            without_xdp,
+        },
         source_problems: Vec::new(),
         index_problems: Vec::new(),
         reported: BTreeSet::new(),
@@ -252,7 +268,10 @@ impl Agent {
                         announce(status);
                     }
                 }
-                let is_attached = statuses.iter().any(|status| status.error.is_none());
+                // Pods come and go; what the node is for is its way outwards.
+                let is_attached = statuses
+                    .iter()
+                    .any(|status| status.error.is_none() && status.why != Some(Why::Pod));
                 self.health.attached(is_attached);
                 self.statuses = statuses;
             }
@@ -284,10 +303,17 @@ impl Agent {
 }
 
 fn announce(status: &DeviceStatus) {
-    let DeviceStatus { name, ifindex, why, xdp, tc, error } = status;
+    let DeviceStatus { name, ifindex, why, xdp, tc, error, is_pod_name } = status;
     if let Some(error) = error {
         tracing::warn!(device = name, ifindex, "not served: {error}");
         return;
+    }
+    if *is_pod_name {
+        tracing::warn!(
+            device = name,
+            ifindex,
+            "fits --pod-device, but faces outwards: what comes in by it is served as from outside"
+        );
     }
     let why = why.map(|why| why.to_string()).unwrap_or_default();
     let tc = tc.map_or("none", TcKind::as_str);

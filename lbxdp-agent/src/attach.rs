@@ -26,7 +26,7 @@ use aya::{Ebpf, EbpfLoader};
 
 use crate::apply::MapError;
 use crate::apply::pinned::PinnedMaps;
-use crate::device::{self, NoXdp, Rules, Selection, Wanted, Why};
+use crate::device::{self, NoXdp, Rules, Selection, TC_PAIRS, Wanted, Why};
 use crate::netlink::Network;
 use crate::netlink::tc::Tc;
 use crate::pins::{self, LinkPin, MapSpec, Pins};
@@ -34,8 +34,13 @@ use crate::sys::{self, Access, Point};
 
 const XDP_FRAGS: &str = "lbxdp_xdp_frags";
 const XDP_PLAIN: &str = "lbxdp_xdp";
-const INGRESS: &str = "lbxdp_ingress";
-const EGRESS: &str = "lbxdp_egress";
+/// The tc programs.
+const TC: [(Point, &str); 4] = [
+    (Point::Ingress, "lbxdp_ingress"),
+    (Point::Egress, "lbxdp_egress"),
+    (Point::PodIngress, "lbxdp_pod_ingress"),
+    (Point::PodEgress, "lbxdp_pod_egress"),
+];
 
 /// How tc programs are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,7 +105,7 @@ pub struct DeviceStatus {
     pub name: String,
     /// Interface index; zero when there is no such device.
     pub ifindex: u32,
-    /// Why the device is served; `None` when only its pins are known.
+    /// Why the device is served; `None` when only its pins are known, and they do not tell.
     pub why: Option<Why>,
     /// Native XDP, or why not.
     pub xdp: Result<(), NoXdp>,
@@ -108,6 +113,8 @@ pub struct DeviceStatus {
     pub tc: Option<TcKind>,
     /// What failed; it is tried again with every [`Dataplane::sync`].
     pub error: Option<String>,
+    /// [`Wanted::is_pod_name`].
+    pub is_pod_name: bool,
 }
 
 struct Loaded {
@@ -230,6 +237,7 @@ impl Dataplane {
                 xdp: Err(NoXdp::Refused(rejected.reason.to_owned())),
                 tc: None,
                 error: Some(rejected.reason.to_owned()),
+                is_pod_name: false,
             })
             .collect();
         let (mut links, broken) = match self.keep_links(&selection.wanted) {
@@ -260,25 +268,16 @@ impl Dataplane {
     /// devices. Returns the others.
     fn keep_links(&self, wanted: &[Wanted]) -> io::Result<BTreeMap<(u32, Point), LinkPin>> {
         let (mut kept, mut renamed) = (BTreeMap::new(), Vec::new());
+        let owners: BTreeMap<_, _> = wanted.iter().map(|wanted| (wanted.ifindex, wanted)).collect();
         for link in self.pins.links()? {
-            let owner = wanted.iter().find(|wanted| {
-                wanted.ifindex == link.info.ifindex
-                    && match link.point {
-                        Point::Xdp => wanted.xdp.is_ok(),
-                        Point::Ingress | Point::Egress => wanted.tc,
-                    }
-            });
+            let owner = owners.get(&link.info.ifindex).filter(|owner| owner.runs(link.point));
             let (device, point) = (link.device.clone(), link.point);
             let done = match owner {
                 Some(owner) if self.pins.link(&owner.name, point) == link.path => {
                     kept.insert((owner.ifindex, point), link);
                     continue;
                 }
-                Some(owner) => {
-                    let unpinned = link.unpin();
-                    renamed.push((owner, link));
-                    unpinned
-                }
+                Some(owner) => link.unpin().map(|fd| renamed.push((owner, link, fd))),
                 None => link.remove(),
             };
             match done {
@@ -288,8 +287,8 @@ impl Dataplane {
         }
         // Two devices may have swapped names, so all pins go before the first comes back. The
         // links live on in their descriptors.
-        for (owner, mut link) in renamed {
-            match link.pin(self.pins.link(&owner.name, link.point)) {
+        for (owner, mut link, fd) in renamed {
+            match link.pin(fd.as_fd(), self.pins.link(&owner.name, link.point)) {
                 Ok(()) => {
                     kept.insert((owner.ifindex, link.point), link);
                 }
@@ -319,7 +318,7 @@ impl Dataplane {
             })
         });
         let tc_kind = wanted.tc.then_some(self.tc_kind);
-        for point in [Point::Ingress, Point::Egress] {
+        for point in wanted.tc_points() {
             let link = links.remove(&(wanted.ifindex, point));
             let attached = match tc_kind {
                 Some(TcKind::Tcx) => self.attach_link(wanted, point, link),
@@ -337,6 +336,7 @@ impl Dataplane {
             xdp,
             tc: tc_kind.filter(|_| errors.is_empty()),
             error: (!errors.is_empty()).then(|| errors.join("; ")),
+            is_pod_name: wanted.is_pod_name,
         }
     }
 
@@ -346,7 +346,7 @@ impl Dataplane {
             if link.info.prog_id == program.id {
                 return Ok(());
             }
-            match sys::link_update(link.fd.as_fd(), program.fd.as_fd()) {
+            match link.open().and_then(|fd| sys::link_update(fd.as_fd(), program.fd.as_fd())) {
                 Ok(()) => {
                     tracing::info!(
                         device = wanted.name,
@@ -455,6 +455,7 @@ fn failed(wanted: &Wanted, error: String) -> DeviceStatus {
         xdp: Err(NoXdp::Refused(error.clone())),
         tc: None,
         error: Some(error),
+        is_pod_name: wanted.is_pod_name,
     }
 }
 
@@ -491,7 +492,7 @@ fn load_programs(
     let mut programs = BTreeMap::new();
     let (xdp, frags) = load_xdp(&mut ebpf, config)?;
     programs.insert(Point::Xdp, xdp);
-    for (point, name) in [(Point::Ingress, INGRESS), (Point::Egress, EGRESS)] {
+    for (point, name) in TC {
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .ok_or_else(|| anyhow!("the BPF object has no program {name}"))?
@@ -568,31 +569,39 @@ pub fn read_status(pins: &Pins, network: &Network) -> anyhow::Result<Vec<DeviceS
             points.insert(link.point);
         }
     }
+    let has_pair = |points: &BTreeSet<Point>| {
+        TC_PAIRS.iter().any(|pair| pair.iter().all(|point| points.contains(point)))
+    };
     for (_, points, kind) in devices.values_mut() {
-        if points.contains(&Point::Ingress) && points.contains(&Point::Egress) {
-            *kind = Some(TcKind::Tcx);
-        }
+        *kind = has_pair(points).then_some(TcKind::Tcx);
     }
     for device in tc.devices()? {
-        if tc.filter_program(device.ifindex, Point::Ingress)?.is_some()
-            && tc.filter_program(device.ifindex, Point::Egress)?.is_some()
-        {
-            let (_, _, kind) = devices
-                .entry(device.ifindex)
-                .or_insert_with(|| (device.name.clone(), BTreeSet::new(), None));
-            kind.get_or_insert(TcKind::Clsact);
+        for pair in TC_PAIRS {
+            if tc.filter_program(device.ifindex, pair[0])?.is_some()
+                && tc.filter_program(device.ifindex, pair[1])?.is_some()
+            {
+                let (_, points, kind) = devices
+                    .entry(device.ifindex)
+                    .or_insert_with(|| (device.name.clone(), BTreeSet::new(), None));
+                points.extend(pair);
+                kind.get_or_insert(TcKind::Clsact);
+            }
         }
     }
     Ok(devices
         .into_iter()
         .map(|(ifindex, (name, points, tc))| {
+            let is_pod = points.contains(&Point::PodIngress);
             let xdp = if points.contains(&Point::Xdp) {
                 Ok(())
+            } else if is_pod {
+                Err(NoXdp::Pod)
             } else {
                 Err(device::no_xdp(network, ifindex, &ours)
                     .unwrap_or_else(|| NoXdp::Refused("not attached".to_owned())))
             };
-            DeviceStatus { name, ifindex, why: None, xdp, tc, error: None }
+            let why = is_pod.then_some(Why::Pod);
+            DeviceStatus { name, ifindex, why, xdp, tc, error: None, is_pod_name: false }
         })
         .collect())
 }

@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 
 use crate::apply::pinned::{PinnedMaps, Sizes};
 use crate::attach;
+use crate::device::Why;
 use crate::netlink::Monitor;
 use crate::pins::Pins;
 use crate::serve::Health;
@@ -68,12 +69,22 @@ pub fn text(health: &Health) -> anyhow::Result<String> {
 
     let attached = gauges(&mut registry, "device_attached", "Programs on a device, by hook");
     let network = Monitor::snapshot().context("netlink")?;
+    let mut pods = 0;
     for status in attach::read_status(&pins, &network)? {
+        // One series for each pod would be too many, and none would last.
+        if status.why == Some(Why::Pod) {
+            pods += i64::from(status.tc.is_some());
+            continue;
+        }
         for (hook, is_there) in [("xdp", status.xdp.is_ok()), ("tc", status.tc.is_some())] {
             let labels = vec![("device", status.name.clone()), ("hook", hook.to_owned())];
             attached.get_or_create(&labels).set(i64::from(is_there));
         }
     }
+
+    let gauge = Gauge::<i64>::default();
+    gauge.set(pods);
+    registry.register("pod_devices_attached", "Devices of pods that carry the programs", gauge);
 
     let mut text = String::new();
     encode(&mut text, &registry).context("encoding metrics")?;

@@ -3,7 +3,8 @@
 //! ```text
 //! <pin path>/v<ABI>/<map>                             maps, for the agent and for the CLI
 //! <pin path>/v<ABI>-replaced/<map>                    maps that did not fit, until nothing uses them
-//! <pin path>/links/<device>-{xdp,ingress,egress}      links: their programs stay attached
+//! <pin path>/links/<device>-{xdp,ingress,egress,pod_ingress,pod_egress}
+//!                                                     links: their programs stay attached
 //! <pin path>/links/<device>-qdisc                     a directory: we made the device's clsact qdisc
 //! ```
 //!
@@ -19,7 +20,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -150,19 +151,24 @@ pub struct LinkPin {
     pub path: PathBuf,
     /// What the kernel says; `ifindex` is zero when the device is gone.
     pub info: LinkInfo,
-    /// The link.
-    pub fd: OwnedFd,
 }
 
 impl LinkPin {
-    /// Removes the pin. The link lives on in `fd`.
-    pub fn unpin(&self) -> io::Result<()> {
-        std::fs::remove_file(&self.path)
+    /// Opens the link. It is not kept open: there may be more links than a process may have files.
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        sys::obj_get(&self.path, Access::ReadWrite)
     }
 
-    /// Pins the link at `path`.
-    pub fn pin(&mut self, path: PathBuf) -> io::Result<()> {
-        sys::obj_pin(self.fd.as_fd(), &path)?;
+    /// Removes the pin. The link lives on in what is returned.
+    pub fn unpin(&self) -> io::Result<OwnedFd> {
+        let link = self.open()?;
+        std::fs::remove_file(&self.path)?;
+        Ok(link)
+    }
+
+    /// Pins `link`, which was unpinned, at `path`.
+    pub fn pin(&mut self, link: BorrowedFd<'_>, path: PathBuf) -> io::Result<()> {
+        sys::obj_pin(link, &path)?;
         self.path = path;
         Ok(())
     }
@@ -170,7 +176,7 @@ impl LinkPin {
     /// Detaches the link and removes the pin.
     pub fn remove(self) -> io::Result<()> {
         // A dead link cannot be detached any more, and need not be.
-        let _ = sys::link_detach(self.fd.as_fd());
+        let _ = self.open().and_then(|link| sys::link_detach(link.as_fd()));
         std::fs::remove_file(&self.path)
     }
 }
@@ -316,7 +322,7 @@ impl Pins {
             // Removed since it was listed, or not a link: somebody else's.
             let Ok(fd) = sys::obj_get(&path, Access::ReadWrite) else { continue };
             let Ok(info) = sys::link_info(fd.as_fd()) else { continue };
-            links.push(LinkPin { device: decode(device), point, path, info, fd });
+            links.push(LinkPin { device: decode(device), point, path, info });
         }
         Ok(links)
     }

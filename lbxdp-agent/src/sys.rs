@@ -138,26 +138,33 @@ pub enum Point {
     Ingress,
     /// tc, packets that leave.
     Egress,
+    /// tc on a pod's device, packets that the pod sends.
+    PodIngress,
+    /// tc on a pod's device, packets that the pod receives.
+    PodEgress,
 }
 
 impl Point {
     /// Every point.
-    pub const ALL: [Self; 3] = [Self::Xdp, Self::Ingress, Self::Egress];
+    pub const ALL: [Self; 5] =
+        [Self::Xdp, Self::Ingress, Self::Egress, Self::PodIngress, Self::PodEgress];
 
-    /// The name in pins and messages.
+    /// The name in pins and messages, without a hyphen.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Xdp => "xdp",
             Self::Ingress => "ingress",
             Self::Egress => "egress",
+            Self::PodIngress => "pod_ingress",
+            Self::PodEgress => "pod_egress",
         }
     }
 
     const fn attach_type(self) -> bpf_attach_type {
         match self {
             Self::Xdp => bpf_attach_type::BPF_XDP,
-            Self::Ingress => bpf_attach_type::BPF_TCX_INGRESS,
-            Self::Egress => bpf_attach_type::BPF_TCX_EGRESS,
+            Self::Ingress | Self::PodIngress => bpf_attach_type::BPF_TCX_INGRESS,
+            Self::Egress | Self::PodEgress => bpf_attach_type::BPF_TCX_EGRESS,
         }
     }
 }
@@ -185,7 +192,7 @@ pub fn link_create(prog: BorrowedFd<'_>, ifindex: u32, point: Point) -> io::Resu
         attach_type: point.attach_type() as u32,
         flags: match point {
             Point::Xdp => XDP_FLAGS_DRV_MODE,
-            Point::Ingress | Point::Egress => BPF_F_BEFORE,
+            Point::Ingress | Point::Egress | Point::PodIngress | Point::PodEgress => BPF_F_BEFORE,
         },
         relative: 0,
         _pad: 0,

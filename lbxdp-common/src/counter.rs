@@ -20,7 +20,7 @@ numbered! {
         PortChanged = 5 "port_changed",
         /// Translated and handed up the stack.
         PassedLocal = 6 "passed_local",
-        /// Translated and sent back out of the same device by XDP.
+        /// Translated and sent back out of the same device, by XDP or because a pod called itself.
         Transmitted = 7 "transmitted",
         /// Translated and sent out of another device by XDP.
         Redirected = 8 "redirected",
@@ -28,7 +28,8 @@ numbered! {
         Deferred = 9 "deferred",
         /// Translated at tc ingress and sent to its next hop.
         RedirectedNeigh = 10 "redirected_neigh",
-        /// A local backend's reply that got its frontend's address at tc egress.
+        /// A reply that got its frontend's address at tc egress: a local backend's on its way out, or
+        /// any on its way to a pod.
         ReplyTranslated = 11 "reply_translated",
         /// A frame for another machine, left alone.
         ForeignMac = 12 "foreign_mac",

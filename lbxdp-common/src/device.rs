@@ -21,8 +21,6 @@ impl Device {
     pub const XMIT: u16 = 1;
     /// Its own XDP program may transmit on it. A veth needs NAPI on its peer for that.
     pub const TX: u16 = 1 << 1;
-    /// The host's side of a pod: what comes in by it are clients on this node. tc only.
-    pub const POD: u16 = 1 << 2;
 
     /// Whether any of `flags` is set.
     #[inline(always)]

@@ -35,6 +35,20 @@ pub enum Hook {
     PodEgress = 4,
 }
 
+impl Hook {
+    /// The hook with this number.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Ingress,
+            2 => Self::Egress,
+            3 => Self::PodIngress,
+            4 => Self::PodEgress,
+            _ => return None,
+        })
+    }
+}
+
 /// Life of a flow; both entries carry the same.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +173,26 @@ impl<A: Octets> Flow<A> {
         }
     }
 
+    /// Where the opposite direction of this entry, found under `key`, is valid: a flow that goes
+    /// through the stack is translated in and out of one device, one that turns round at its
+    /// device only on the way in.
+    #[inline(always)]
+    pub fn opposite_hook(&self, key: &FlowKey<A>) -> Hook {
+        match Hook::from_number(self.hook) {
+            Some(Hook::Ingress) if self.has(Self::LOCAL) => Hook::Egress,
+            Some(Hook::Ingress | Hook::Egress) | None => Hook::Ingress,
+            Some(Hook::PodIngress) if self.goes_back(key) => Hook::PodIngress,
+            Some(Hook::PodIngress) => Hook::PodEgress,
+            Some(Hook::PodEgress) => Hook::PodIngress,
+        }
+    }
+
+    /// Whether a packet of `key` goes back to where it came from: a backend calls itself.
+    #[inline(always)]
+    pub fn goes_back(&self, key: &FlowKey<A>) -> bool {
+        self.dst == key.src
+    }
+
     /// Whether `self`, found under the sibling key of `key`, really undoes the translation of
     /// `key`, and is not an entry that another flow put there since.
     #[inline(always)]
@@ -195,3 +229,67 @@ const _: () = {
     assert!(size_of::<Flow<[u8; 4]>>() == 32);
     assert!(size_of::<Flow<[u8; 16]>>() == 56);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: [u8; 4] = [10, 0, 0, 1];
+    const FRONTEND: [u8; 4] = [10, 96, 0, 1];
+    const BACKEND: [u8; 4] = [10, 0, 0, 2];
+
+    /// The entry of a request to `backend` that arrived at `hook`, and its key.
+    fn request(hook: Hook, backend: [u8; 4], flags: u8) -> (FlowKey<[u8; 4]>, Flow<[u8; 4]>) {
+        let key = FlowKey {
+            src: CLIENT,
+            dst: FRONTEND,
+            src_port: 1_000,
+            dst_port: 80,
+            protocol: crate::IPPROTO_TCP,
+            _pad: [0; 3],
+        };
+        let flow = Flow {
+            src: if backend == CLIENT { FRONTEND } else { CLIENT },
+            dst: backend,
+            src_port: 2_000,
+            dst_port: 8_080,
+            frontend: 1,
+            backend: 1,
+            state: FlowState::Syn as u8,
+            hook: hook as u8,
+            flags,
+            _pad: 0,
+            last_seen: 0,
+        };
+        (key, flow)
+    }
+
+    #[test]
+    fn each_hook_has_its_opposite() {
+        let local = Flow::<[u8; 4]>::LOCAL;
+        for (hook, backend, flags, opposite) in [
+            (Hook::Ingress, BACKEND, 0, Hook::Ingress),
+            (Hook::Ingress, BACKEND, local, Hook::Egress),
+            (Hook::Ingress, CLIENT, local, Hook::Egress),
+            (Hook::PodIngress, BACKEND, 0, Hook::PodEgress),
+            (Hook::PodIngress, BACKEND, local, Hook::PodEgress),
+            (Hook::PodIngress, CLIENT, local, Hook::PodIngress),
+        ] {
+            let (key, flow) = request(hook, backend, flags);
+            assert_eq!(flow.opposite_hook(&key), opposite, "{hook:?} {backend:?} {flags}");
+            let reply_key = flow.sibling_key(&key);
+            let reply = Flow {
+                src: key.dst,
+                dst: key.src,
+                src_port: key.dst_port,
+                dst_port: key.src_port,
+                hook: opposite as u8,
+                flags: flags | Flow::<[u8; 4]>::REPLY,
+                ..flow
+            };
+            assert!(reply.undoes(&key));
+            assert_eq!(reply.opposite_hook(&reply_key), hook, "{opposite:?} back");
+            assert_eq!(Hook::from_number(hook as u8), Some(hook));
+        }
+    }
+}

@@ -178,7 +178,7 @@ pub fn answer<F: Protocol, P: Answer>(
 
 /// Sends a frame back to its sender.
 #[inline(always)]
-fn turn_frame<P: Answer>(packet: &P) -> bool {
+pub fn turn_frame<P: Answer>(packet: &P) -> bool {
     let Some([a, b, c, d, e, f, g, h, i, j, k, l]) = read::<[u8; 12], _>(packet, 0) else {
         return false;
     };

@@ -1,4 +1,4 @@
-//! The decision about a packet from outside the node, the same at XDP and at tc ingress.
+//! The decision about a packet from a client, the same at XDP, at tc ingress and at a pod's device.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use lbxdp_common::{AddressFlags, DropReason, Hook, Octets as _, flow_hash};
@@ -45,11 +45,12 @@ pub fn destination<F: Family>(addr: &F::Addr) -> Option<AddressFlags> {
     address::what::<F>(addr).filter(|address| address.has(OURS))
 }
 
-/// Parses the rest of a packet for `address` and decides about it.
+/// Parses the rest of a packet for `address` that came in at `hook` and decides about it.
 #[inline(always)]
 pub fn decide<F: Family, P: Packet>(
     packet: &P,
     work: &mut Work<F::Addr>,
+    hook: Hook,
     address: AddressFlags,
 ) -> Verdict {
     if let Err(unparsed) = F::parse(packet, &mut work.segment) {
@@ -57,7 +58,7 @@ pub fn decide<F: Family, P: Packet>(
     }
     let now = now();
     // Flows outlive their frontend, so they come first.
-    if flow::follow::<F>(work, Hook::Ingress, now) {
+    if flow::follow::<F>(work, hook, now) {
         return Verdict::Translate;
     }
     if work.segment.kind == Kind::Error {
@@ -72,8 +73,8 @@ pub fn decide<F: Family, P: Packet>(
     if let Some(reason) = martian::<F>(&work.segment.key.src) {
         return Verdict::Drop(reason);
     }
-    let choice = match backend::choose::<F>(frontend, Side::External, flow_hash(&work.segment.key))
-    {
+    let side = if hook == Hook::PodIngress { Side::Internal } else { Side::External };
+    let choice = match backend::choose::<F>(frontend, side, flow_hash(&work.segment.key)) {
         Ok(choice) => choice,
         Err(NoChoice::Reject) => {
             return Verdict::Refuse(DropReason::NoEndpoint, icmp::Error::PortUnreachable);
@@ -81,7 +82,7 @@ pub fn decide<F: Family, P: Packet>(
         Err(NoChoice::Drop) => return Verdict::Drop(DropReason::NoLocalEndpoint),
         Err(NoChoice::Missing) => return Verdict::Drop(DropReason::BackendMissing),
     };
-    match flow::create::<F>(work, frontend, &choice, now) {
+    match flow::create::<F>(work, hook, frontend, &choice, now) {
         Ok(()) => Verdict::Translate,
         Err(NotCreated::PortsExhausted) => Verdict::Drop(DropReason::SnatPortsExhausted),
         Err(NotCreated::TableFull) => Verdict::Drop(DropReason::FlowTableFull),

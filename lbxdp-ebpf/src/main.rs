@@ -54,21 +54,39 @@ pub fn lbxdp_xdp(ctx: XdpContext) -> u32 {
 #[classifier]
 pub fn lbxdp_ingress(ctx: TcContext) -> i32 {
     let packet = SkbPacket { ctx };
-    let outcome = hooks::tc::handle(&packet);
-    tc_action(&packet.ctx, outcome)
+    tc_action(&packet, hooks::tc::handle(&packet))
 }
 
 /// tc egress.
 #[classifier]
 pub fn lbxdp_egress(ctx: TcContext) -> i32 {
     let packet = SkbPacket { ctx };
-    let outcome = hooks::egress::handle(&packet);
+    egress_action(&packet, hooks::egress::handle(&packet))
+}
+
+/// tc ingress of a pod's device.
+#[classifier]
+pub fn lbxdp_pod_ingress(ctx: TcContext) -> i32 {
+    let packet = SkbPacket { ctx };
+    tc_action(&packet, hooks::pod::ingress(&packet))
+}
+
+/// tc egress of a pod's device.
+#[classifier]
+pub fn lbxdp_pod_egress(ctx: TcContext) -> i32 {
+    let packet = SkbPacket { ctx };
+    egress_action(&packet, hooks::pod::egress(&packet))
+}
+
+/// What leaves is a reply where it was translated.
+#[inline(always)]
+fn egress_action(packet: &SkbPacket, outcome: Outcome) -> i32 {
     if matches!(outcome, Outcome::Translated | Outcome::Neighbour(_)) {
         count::event(Counter::ReplyTranslated);
     }
     match outcome {
         Outcome::Translated => TCX_NEXT,
-        outcome => tc_action(&packet.ctx, outcome),
+        outcome => tc_action(packet, outcome),
     }
 }
 
@@ -117,7 +135,7 @@ fn frame(ctx: XdpContext) -> u32 {
 /// What is not ours, and what goes on up or out, returns `TCX_NEXT` (`TC_ACT_UNSPEC`), so that the
 /// programs of others get their turn.
 #[inline(always)]
-fn tc_action(ctx: &TcContext, outcome: Outcome) -> i32 {
+fn tc_action(packet: &SkbPacket, outcome: Outcome) -> i32 {
     match outcome {
         Outcome::Pass | Outcome::Defer => TCX_NEXT,
         Outcome::Translated => {
@@ -139,10 +157,15 @@ fn tc_action(ctx: &TcContext, outcome: Outcome) -> i32 {
             // SAFETY: integers only.
             unsafe { bpf_redirect(ifindex, 0) as i32 }
         }
-        // Only XDP transmits and redirects.
-        Outcome::Transmit | Outcome::Redirect(_) => TCX_DROP,
+        Outcome::Transmit => {
+            count::event(Counter::Transmitted);
+            // SAFETY: integers only.
+            unsafe { bpf_redirect(packet.ifindex(), 0) as i32 }
+        }
+        // Only XDP redirects.
+        Outcome::Redirect(_) => TCX_DROP,
         Outcome::Drop(reason) => {
-            ended(ctx, reason);
+            ended(&packet.ctx, reason);
             TCX_DROP
         }
     }

@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
 use crate::agent::{self, Options};
 use crate::attach::{Config, TcMode};
 use crate::cli::PinArgs;
+use crate::device::Pattern;
 use crate::index::{self, NodePortAddresses};
 use crate::object;
 use crate::snat_ports::{self, HostPorts, Ports};
@@ -26,6 +27,15 @@ pub struct RunArgs {
     /// and overlays.
     #[arg(long = "device", env = "LBXDP_DEVICES", value_name = "IF", value_delimiter = ',')]
     devices: Vec<String>,
+    /// Serve pods behind devices of this name with tc (repeatable; * and ? are wildcards): for
+    /// sandboxed pods, whose connections no socket hook sees.
+    #[arg(
+        long = "pod-device",
+        env = "LBXDP_POD_DEVICES",
+        value_name = "PATTERN",
+        value_delimiter = ','
+    )]
+    pod_devices: Vec<Pattern>,
     /// Serve spec.externalIPs in this range (repeatable). By default none is served: whoever may
     /// write a Service could take any address with them (CVE-2020-8554).
     #[arg(long = "allow-external-ips", env = "LBXDP_ALLOW_EXTERNAL_IPS", value_name = "CIDR",
@@ -75,12 +85,23 @@ enum TcFlag {
 /// Level of `info!` in the programs, as `aya_log` counts.
 const INFO: u8 = 3;
 
+/// A device cannot both lead outwards and to a pod.
+fn apart(devices: &[String], pods: &[Pattern]) -> anyhow::Result<()> {
+    for device in devices {
+        if let Some(pattern) = pods.iter().find(|pattern| pattern.matches(device)) {
+            bail!("--device {device} and --pod-device {pattern} name the same device");
+        }
+    }
+    Ok(())
+}
+
 /// Runs the agent until SIGINT or SIGTERM.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let RunArgs {
         manifests,
         node_name,
         devices,
+        pod_devices,
         allow_external_ips,
         node_port_addresses,
         pins: PinArgs { pin_path },
@@ -90,12 +111,14 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         tc_mode,
         packet_log,
     } = args;
+    apart(&devices, &pod_devices)?;
     snat_ports::check(&snat_ports, &HostPorts::read()?)?;
     let options = Options {
         manifests,
         node_name,
         index: index::Config { allow_external_ips, node_port_addresses },
         devices,
+        pod_devices,
         listen,
         without_xdp: xdp_mode == XdpMode::Off,
         object: object::bytes()?,
@@ -149,6 +172,18 @@ mod tests {
         let primary = NodePortAddresses::Primary;
         let range = NodePortAddresses::In("10.0.0.0/8".parse().unwrap());
         assert_eq!(args.node_port_addresses, [primary, range]);
+    }
+
+    #[test]
+    fn a_device_is_named_for_one_purpose() {
+        let args = parse(&["--device=eth0,veth1", "--pod-device=cali*,veth?"]).unwrap();
+        let error = apart(&args.devices, &args.pod_devices).unwrap_err().to_string();
+        assert_eq!(error, "--device veth1 and --pod-device veth? name the same device");
+        let args = parse(&["--device=eth0", "--pod-device=cali*", "--pod-device=veth*"]).unwrap();
+        assert_eq!(args.pod_devices.len(), 2);
+        apart(&args.devices, &args.pod_devices).unwrap();
+        let error = parse(&["--pod-device=veth[12]"]).unwrap_err().to_string();
+        assert!(error.contains("only * and ?"), "{error}");
     }
 
     #[test]

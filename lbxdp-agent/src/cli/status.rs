@@ -37,7 +37,7 @@ struct DeviceLine {
 
 impl From<DeviceStatus> for DeviceLine {
     fn from(status: DeviceStatus) -> Self {
-        let DeviceStatus { name, ifindex, why: _, xdp, tc, error: _ } = status;
+        let DeviceStatus { name, ifindex, why: _, xdp, tc, error: _, is_pod_name: _ } = status;
         Self {
             name,
             ifindex,

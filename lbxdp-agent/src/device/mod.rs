@@ -1,6 +1,8 @@
 //! Which devices carry the programs, in which mode, and what the programs know of them. Pure:
 //! [`crate::netlink`] says what there is, [`crate::attach`] does what is decided here.
 
+mod pattern;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -9,6 +11,9 @@ use lbxdp_common::Device;
 
 use crate::netlink::genl::{XDP_BASIC, XDP_NDO_XMIT};
 use crate::netlink::{Link, Network};
+use crate::sys::Point;
+
+pub use pattern::Pattern;
 
 /// Kinds of devices that have no native XDP: what they receive was received by another device.
 const WITHOUT_XDP: [&str; 8] =
@@ -22,6 +27,8 @@ const MAX_TAGS: usize = 2;
 pub struct Rules {
     /// Devices by name (`--device`); detection is off when there is one.
     pub named: Vec<String>,
+    /// The host's side of pods (`--pod-device`).
+    pub pods: Vec<Pattern>,
     /// The addresses other nodes know this one by. Not every address: a bridge for pods has one
     /// too.
     pub node_addresses: BTreeSet<IpAddr>,
@@ -42,6 +49,8 @@ pub enum Why {
     Overlay,
     /// A VLAN device on top of it carries them: XDP sees the tagged frames here.
     VlanParent,
+    /// A pod is behind it.
+    Pod,
 }
 
 impl fmt::Display for Why {
@@ -52,6 +61,7 @@ impl fmt::Display for Why {
             Self::NodeAddress => "node address",
             Self::Overlay => "overlay",
             Self::VlanParent => "carries a VLAN device",
+            Self::Pod => "pod",
         })
     }
 }
@@ -63,6 +73,8 @@ pub enum NoXdp {
     Disabled,
     /// Devices of this kind have none.
     Kind(String),
+    /// It is a pod's, where XDP would cost more than it saves: it switches GSO off.
+    Pod,
     /// The driver has none.
     Driver,
     /// Somebody else's program is there.
@@ -79,6 +91,7 @@ impl fmt::Display for NoXdp {
         match self {
             Self::Disabled => f.write_str("switched off"),
             Self::Kind(kind) => write!(f, "a {kind} device has no native XDP"),
+            Self::Pod => f.write_str("a pod's device is left to tc"),
             Self::Driver => f.write_str("the driver has no native XDP"),
             Self::Foreign { prog_id: 0 } => f.write_str("another XDP program is attached"),
             Self::Foreign { prog_id } => {
@@ -103,6 +116,28 @@ pub struct Wanted {
     /// Whether tc programs belong here. Not on a device that only carries a VLAN device: tc
     /// handles that traffic on the VLAN device.
     pub tc: bool,
+    /// It faces outwards and its name is nevertheless one that pods' devices have: the operator
+    /// is told.
+    pub is_pod_name: bool,
+}
+
+/// The tc programs of a device that faces outwards, and those of a pod's.
+pub const TC_PAIRS: [[Point; 2]; 2] =
+    [[Point::Ingress, Point::Egress], [Point::PodIngress, Point::PodEgress]];
+
+impl Wanted {
+    /// The tc programs that belong here, if any do.
+    pub fn tc_points(&self) -> [Point; 2] {
+        TC_PAIRS[usize::from(self.why == Why::Pod)]
+    }
+
+    /// Whether a program belongs here.
+    pub fn runs(&self, point: Point) -> bool {
+        match point {
+            Point::Xdp => self.xdp.is_ok(),
+            tc => self.tc && self.tc_points().contains(&tc),
+        }
+    }
 }
 
 /// A device that was asked for and cannot be served.
@@ -131,6 +166,8 @@ pub const NO_SUCH_DEVICE: &str = "no such device";
 pub const LINK_TYPE: &str = "link type not served";
 /// It leads nowhere.
 pub const LOOPBACK: &str = "loopback";
+/// A pod's device by its name, one that leads out of the node by what it is used for.
+pub const OUTWARDS: &str = "fits --pod-device, but faces outwards";
 
 /// Chooses the devices. `ours` are the interface indices of devices with an XDP link of ours, so
 /// that our own program is not taken for somebody else's. Ids of programs would not do: the
@@ -162,6 +199,11 @@ pub fn select(network: &Network, rules: &Rules, ours: &BTreeSet<u32>) -> Selecti
     for (parent, _) in vlans {
         reasons.entry(parent).or_insert(Why::VlanParent);
     }
+    let is_pod_name = |link: &Link| rules.pods.iter().any(|pattern| pattern.matches(&link.name));
+    for link in network.links.values().filter(|link| is_pod_name(link)) {
+        reasons.entry(link.ifindex).or_insert(Why::Pod);
+    }
+    let is_outwards = |link: &Link| detect(link, rules).is_some();
 
     for (ifindex, why) in reasons {
         let Some(link) = network.links.get(&ifindex) else { continue };
@@ -169,6 +211,9 @@ pub fn select(network: &Network, rules: &Rules, ours: &BTreeSet<u32>) -> Selecti
             Some(LOOPBACK)
         } else if !link.ethernet || link.mac.is_none() {
             Some(LINK_TYPE)
+        } else if why == Why::Pod && is_outwards(link) {
+            // Named are others.
+            Some(OUTWARDS)
         } else {
             None
         };
@@ -176,7 +221,7 @@ pub fn select(network: &Network, rules: &Rules, ours: &BTreeSet<u32>) -> Selecti
             selection.rejected.push(Rejected { name: link.name.clone(), ifindex, reason });
             continue;
         }
-        let xdp = xdp_mode(link, rules, ours);
+        let xdp = if why == Why::Pod { Err(NoXdp::Pod) } else { xdp_mode(link, rules, ours) };
         // Without XDP there is nothing to do below a VLAN device.
         if why == Why::VlanParent && matches!(xdp, Err(NoXdp::Kind(_) | NoXdp::Disabled)) {
             continue;
@@ -187,6 +232,7 @@ pub fn select(network: &Network, rules: &Rules, ours: &BTreeSet<u32>) -> Selecti
             why,
             xdp,
             tc: why != Why::VlanParent,
+            is_pod_name: why != Why::Pod && is_pod_name(link),
         });
     }
     selection
@@ -255,8 +301,9 @@ fn tags(network: &Network, ifindex: u32) -> Option<(u32, [u16; MAX_TAGS])> {
     (!inner_first.is_empty()).then_some((link.ifindex, tags))
 }
 
-/// What the programs are to know about the devices that carry them. `native` are the interface
-/// indices of those with our native XDP program.
+/// What the programs are to know about the devices that carry them, pods' devices left out: their
+/// programs know what they are on. `native` are the interface indices of those with our native
+/// XDP program.
 ///
 /// The flags are sparing, because a packet sent where nobody takes it is lost, while one that is
 /// left to tc is only slower:
@@ -272,7 +319,7 @@ pub fn entries(
     native: &BTreeSet<u32>,
 ) -> BTreeMap<u32, Device> {
     let mut entries = BTreeMap::new();
-    for wanted in wanted {
+    for wanted in wanted.iter().filter(|wanted| wanted.why != Why::Pod) {
         let Some(link) = network.links.get(&wanted.ifindex) else { continue };
         let Some(mac) = link.mac else { continue };
         let native = native.contains(&link.ifindex);

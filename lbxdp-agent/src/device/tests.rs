@@ -112,6 +112,47 @@ fn a_device_without_ethernet_is_reported() {
 }
 
 #[test]
+fn pods_devices_have_tc_alone_and_what_leads_outwards_is_none() {
+    let network = network([
+        Link { loopback: true, ethernet: false, ..link(1, "lo", None) },
+        Link { default_route: true, ..link(2, "veth0", Some("veth")) },
+        link(3, "veth1", Some("veth")),
+        Link { port_of: Some("bridge".into()), ..link(4, "veth2", Some("veth")) },
+        link(5, "cali1", Some("veth")),
+    ]);
+    let pods = vec!["veth*".parse().unwrap()];
+    let rules = Rules { pods, ..rules() };
+    let selection = select(&network, &rules, &BTreeSet::new());
+    assert_eq!(
+        names(&selection),
+        [("veth0", Why::DefaultRoute), ("veth1", Why::Pod), ("veth2", Why::Pod)]
+    );
+    assert_eq!(selection.rejected, []);
+    let outwards = &selection.wanted[0];
+    assert!(outwards.is_pod_name);
+    assert_eq!(outwards.tc_points(), [Point::Ingress, Point::Egress]);
+    for pod in &selection.wanted[1..] {
+        assert_eq!((&pod.xdp, pod.is_pod_name), (&Err(NoXdp::Pod), false));
+        let runs: Vec<_> = Point::ALL.into_iter().filter(|point| pod.runs(*point)).collect();
+        assert_eq!(runs, [Point::PodIngress, Point::PodEgress]);
+    }
+    let known = entries(&network, &selection.wanted, &BTreeSet::from([2]));
+    assert_eq!(known.keys().collect::<Vec<_>>(), [&2], "a pod's device needs no entry");
+
+    // Nor does detection being off make it one.
+    let rules = Rules { named: vec!["cali1".into()], ..rules };
+    let selection = select(&network, &rules, &BTreeSet::new());
+    assert_eq!(
+        names(&selection),
+        [("veth1", Why::Pod), ("veth2", Why::Pod), ("cali1", Why::Named)]
+    );
+    assert_eq!(
+        selection.rejected,
+        [Rejected { name: "veth0".into(), ifindex: 2, reason: OUTWARDS }]
+    );
+}
+
+#[test]
 fn the_mode_says_why_there_is_no_xdp() {
     let ours = BTreeSet::from([3]);
     let with = |prog_id| Some(XdpAttachment { prog_id });

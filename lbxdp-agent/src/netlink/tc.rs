@@ -108,15 +108,18 @@ impl Tc {
         message.attributes.push(TcAttribute::Kind("bpf".to_owned()));
         message.attributes.push(TcAttribute::Options(vec![
             TcOption::Bpf(TcFilterBpfOption::ProgFd(prog.as_raw_fd() as u32)),
-            TcOption::Bpf(TcFilterBpfOption::ProgName(format!("{NAME}_{}", point.as_str()))),
+            TcOption::Bpf(TcFilterBpfOption::ProgName(name(point))),
             TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
         ]));
         self.requests.ask(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE).map(drop)
     }
 
-    /// Id of the program of our filter.
+    /// Id of the program of our filter for `point`.
     pub fn filter_program(&mut self, ifindex: u32, point: Point) -> io::Result<Option<u32>> {
-        let ours = self.filters(ifindex, point)?.into_iter().find(is_ours);
+        let name = name(point);
+        let has_name = |option: &TcFilterBpfOption| matches!(option, TcFilterBpfOption::ProgName(known) if *known == name);
+        let is_it = |filter: &TcMessage| is_ours(filter) && bpf_options(filter).any(has_name);
+        let ours = self.filters(ifindex, point)?.into_iter().find(is_it);
         Ok(ours.as_ref().and_then(|filter| {
             bpf_options(filter).find_map(|option| match option {
                 TcFilterBpfOption::ProgId(id) => Some(*id),
@@ -125,7 +128,7 @@ impl Tc {
         }))
     }
 
-    /// Removes our filter; whether there was one.
+    /// Removes our filter, whichever it is; whether there was one.
     pub fn remove_filter(&mut self, ifindex: u32, point: Point) -> io::Result<bool> {
         if !self.filters(ifindex, point)?.iter().any(is_ours) {
             return Ok(false);
@@ -179,10 +182,15 @@ fn clsact(ifindex: u32) -> TcMessage {
     message
 }
 
+/// The name of our filter.
+fn name(point: Point) -> String {
+    format!("{NAME}_{}", point.as_str())
+}
+
 fn parent(point: Point) -> TcHandle {
     let minor = match point {
-        Point::Egress => TcHandle::MIN_EGRESS,
-        Point::Ingress | Point::Xdp => TcHandle::MIN_INGRESS,
+        Point::Egress | Point::PodEgress => TcHandle::MIN_EGRESS,
+        Point::Ingress | Point::PodIngress | Point::Xdp => TcHandle::MIN_INGRESS,
     };
     TcHandle { major: u16::MAX, minor }
 }

@@ -2,7 +2,7 @@
 //! without native XDP.
 
 use aya_ebpf::EbpfContext as _;
-use lbxdp_common::{DropReason, Flow};
+use lbxdp_common::{AddressFlags, DropReason, Flow, Hook};
 
 use super::{Outcome, rewrite, up};
 use crate::{
@@ -44,16 +44,30 @@ fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
     if !packet.is_for_host() {
         return Outcome::Pass;
     }
-    let verdict = ingress::decide::<F, _>(packet, work, address);
-    match verdict {
+    respond::<F>(packet, work, Hook::Ingress, address, |packet, work| {
+        if work.flow.has(Flow::<F::Addr>::LOCAL) {
+            up::<F, _>(packet, &work.segment, &work.flow)
+        } else {
+            forward::<F>(packet, work)
+        }
+    })
+}
+
+/// Decides about a packet for `address` and does it; `translate` is for what has a flow.
+#[inline(always)]
+pub fn respond<F: icmp::Protocol>(
+    packet: &SkbPacket,
+    work: &mut Work<F::Addr>,
+    hook: Hook,
+    address: AddressFlags,
+    translate: impl FnOnce(&SkbPacket, &mut Work<F::Addr>) -> Outcome,
+) -> Outcome {
+    match ingress::decide::<F, _>(packet, work, hook, address) {
         Verdict::Pass => Outcome::Pass,
         Verdict::Drop(reason) => Outcome::Drop(reason),
         Verdict::Refuse(reason, error) => refuse::<F>(packet, &work.segment, reason, error),
         Verdict::Echo => super::echo::<F, _>(packet, &work.segment, packet.ifindex()),
-        Verdict::Translate if work.flow.has(Flow::<F::Addr>::LOCAL) => {
-            up::<F, _>(packet, &work.segment, &work.flow)
-        }
-        Verdict::Translate => forward::<F>(packet, work),
+        Verdict::Translate => translate(packet, work),
     }
 }
 

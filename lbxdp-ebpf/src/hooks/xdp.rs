@@ -1,7 +1,7 @@
 //! XDP: the fast path. What it cannot finish it leaves untouched for tc ingress.
 
 use aya_ebpf::EbpfContext as _;
-use lbxdp_common::{Counter, Device, DropReason, Flow};
+use lbxdp_common::{Counter, Device, DropReason, Flow, Hook};
 
 use super::{Outcome, rewrite, up};
 use crate::{
@@ -42,7 +42,7 @@ fn serve<F: icmp::Protocol>(packet: &XdpPacket, frame: &Frame) -> Outcome {
         count::event(Counter::ForeignMac);
         return Outcome::Pass;
     }
-    let verdict = ingress::decide::<F, _>(packet, work, address);
+    let verdict = ingress::decide::<F, _>(packet, work, Hook::Ingress, address);
     let (reason, error) = match verdict {
         Verdict::Pass => return Outcome::Pass,
         Verdict::Drop(reason) => return Outcome::Drop(reason),

@@ -140,13 +140,12 @@ fn advance<A>(flow: &Flow<A>, protocol: u8, tcp_flags: u8) -> (u8, u8) {
 /// Makes `reply` the entry that undoes `flow`, found under `key`.
 #[inline(always)]
 fn invert<F: Family>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, reply: &mut Flow<F::Addr>) {
-    let is_local_request = flow.has(Flow::<F::Addr>::LOCAL) && flow.hook == Hook::Ingress as u8;
     *reply = *flow;
     reply.src = key.dst;
     reply.dst = key.src;
     reply.src_port = key.dst_port;
     reply.dst_port = key.src_port;
-    reply.hook = if is_local_request { Hook::Egress } else { Hook::Ingress } as u8;
+    reply.hook = flow.opposite_hook(key) as u8;
     reply.flags ^= Flow::<F::Addr>::REPLY;
 }
 
@@ -156,11 +155,12 @@ fn remove<F: Family>(key: &FlowKey<F::Addr>) {
     let _already_gone = F::flow_map().remove(key);
 }
 
-/// Creates the flow of a packet to a backend: both entries, the reply's first, so that no
-/// request leaves whose reply would be a stranger.
+/// Creates the flow of a packet at `hook` to a backend: both entries, the reply's first, so that
+/// no request leaves whose reply would be a stranger.
 #[inline(always)]
 pub fn create<F: Family>(
     work: &mut Work<F::Addr>,
+    hook: Hook,
     frontend: u32,
     choice: &Choice<F::Addr>,
     now: u64,
@@ -171,7 +171,8 @@ pub fn create<F: Family>(
     // A backend that calls itself must see another source, or it would answer itself directly.
     // The frontend's address is one whose replies come back this way, and no martian.
     let is_hairpin = backend.addr == key.src;
-    let keeps_source = backend.is_local() && !is_hairpin;
+    // A pod's address is known to every backend, and the replies come back to its device.
+    let keeps_source = (backend.is_local() || hook == Hook::PodIngress) && !is_hairpin;
     flow.src = if keeps_source {
         key.src
     } else if is_hairpin {
@@ -192,7 +193,7 @@ pub fn create<F: Family>(
         // The middle of a connection whose state was lost.
         FlowState::Established
     } as u8;
-    flow.hook = Hook::Ingress as u8;
+    flow.hook = hook as u8;
     flow.flags = if backend.is_local() { Flow::<F::Addr>::LOCAL } else { 0 };
     flow._pad = 0;
     flow.last_seen = now;

@@ -16,6 +16,10 @@ use super::{Packet, Wire};
 
 /// `PACKET_HOST` of `linux/if_packet.h`: the frame was for this device's own address.
 const PACKET_HOST: u32 = 0;
+/// `PACKET_BROADCAST`: the frame was for everybody.
+const PACKET_BROADCAST: u32 = 1;
+/// `PACKET_MULTICAST`: the frame was for a group.
+const PACKET_MULTICAST: u32 = 2;
 
 /// An skb.
 pub struct SkbPacket {
@@ -68,6 +72,12 @@ impl SkbPacket {
     #[inline(always)]
     pub fn is_for_host(&self) -> bool {
         self.field(|skb| skb.pkt_type) == PACKET_HOST
+    }
+
+    /// Whether the frame was sent to everybody or to a group.
+    #[inline(always)]
+    pub fn is_for_many(&self) -> bool {
+        matches!(self.field(|skb| skb.pkt_type), PACKET_BROADCAST | PACKET_MULTICAST)
     }
 
     /// Whether a VLAN tag travels beside the packet. The VLAN device's own program serves it.
