@@ -172,8 +172,8 @@ pub fn answer<F: Protocol, P: Answer>(
     }
     let [x, y] = (!fold16(sum)).to_ne_bytes();
     turn_frame(packet)
-        && packet.put(l3, F::header(src, dst, len))
-        && packet.put(icmp, [kind, code, x, y, m, n, o, p])
+        && packet.put(l3, &F::header(src, dst, len))
+        && packet.put(icmp, &[kind, code, x, y, m, n, o, p])
 }
 
 /// Sends a frame back to its sender.
@@ -182,7 +182,7 @@ pub fn turn_frame<P: Answer>(packet: &P) -> bool {
     let Some([a, b, c, d, e, f, g, h, i, j, k, l]) = read::<[u8; 12], _>(packet, 0) else {
         return false;
     };
-    packet.put(0, [g, h, i, j, k, l, a, b, c, d, e, f])
+    packet.put(0, &[g, h, i, j, k, l, a, b, c, d, e, f])
 }
 
 /// Turns the echo request at `segment` into its reply.
@@ -203,12 +203,12 @@ pub fn echo<F: Family, P: Answer>(packet: &P, segment: &Segment<F::Addr>) -> boo
     if let Some(checksum) = F::CHECKSUM_OFFSET {
         let at = segment.l3() + checksum;
         let Some(old) = read::<[u8; 2], _>(packet, at) else { return false };
-        if !packet.put(at, difference.apply(old)) {
+        if !packet.put(at, &difference.apply(old)) {
             return false;
         }
     }
-    packet.put(offset, word)
-        && packet.put(segment.l3() + F::SRC_OFFSET, addresses)
-        && packet.put(l4, [reply, code, x, y])
+    packet.put(offset, &word)
+        && packet.put(segment.l3() + F::SRC_OFFSET, &addresses)
+        && packet.put(l4, &[reply, code, x, y])
         && turn_frame(packet)
 }

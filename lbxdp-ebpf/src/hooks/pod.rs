@@ -4,14 +4,13 @@
 
 use lbxdp_common::{DropReason, Hook};
 
-use super::{Outcome, account, tc, up};
+use super::{Outcome, rewrite, tc, up};
 use crate::{
     family::{Family as _, V4, V6},
     icmp, ingress,
     lookup::flow,
     packet::{Packet as _, skb::SkbPacket},
     parse::ethernet,
-    rewrite::Rewriter as _,
     work::Work,
 };
 
@@ -68,8 +67,7 @@ fn request<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
 #[inline(always)]
 fn turn_round<F: icmp::Protocol>(packet: &SkbPacket, work: &Work<F::Addr>) -> Outcome {
     let Work { segment, flow, .. } = work;
-    if packet.translate::<F>(segment, flow) && icmp::turn_frame(packet) {
-        account::<F, _>(packet, segment, flow);
+    if rewrite::<F, _>(packet, segment, flow) && icmp::turn_frame(packet) {
         Outcome::Transmit
     } else {
         Outcome::Drop(DropReason::RewriteFailed)

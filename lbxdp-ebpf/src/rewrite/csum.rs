@@ -14,6 +14,12 @@ impl Difference {
         self.0 = fold32(self.0) + fold32(!fold32(old) & 0xffff_ffff) + fold32(new);
     }
 
+    /// Takes in another difference.
+    #[inline(always)]
+    pub fn add(&mut self, other: Self) {
+        self.0 = fold32(self.0) + fold32(other.0);
+    }
+
     /// The difference as the kernel's helpers take it: a 32-bit ones' complement sum.
     #[inline(always)]
     pub fn word(self) -> u32 {

@@ -24,7 +24,7 @@ const UDP_CHECKSUM: usize = 6;
 /// Something a packet can be changed through.
 pub trait Rewriter: Packet {
     /// Stores bytes whose checksum in the packet, if they have one, is complete.
-    fn put<T: Wire>(&self, offset: usize, value: T) -> bool;
+    fn put<T: Wire>(&self, offset: usize, value: &T) -> bool;
 
     /// Gives the packet the addresses and ports of `flow`; `false` where it could not be changed.
     /// Nothing is changed unless everything is there to be changed.

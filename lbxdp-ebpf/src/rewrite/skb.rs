@@ -18,8 +18,8 @@ use crate::{
 
 impl Rewriter for SkbPacket {
     #[inline(always)]
-    fn put<T: Wire>(&self, offset: usize, value: T) -> bool {
-        self.store_accounted(offset, &value)
+    fn put<T: Wire>(&self, offset: usize, value: &T) -> bool {
+        self.store_accounted(offset, value)
     }
 
     #[inline(always)]

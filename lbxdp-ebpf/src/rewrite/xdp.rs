@@ -11,8 +11,8 @@ use crate::{
 
 impl Rewriter for XdpPacket {
     #[inline(always)]
-    fn put<T: Wire>(&self, offset: usize, value: T) -> bool {
-        write(self, offset, value)
+    fn put<T: Wire>(&self, offset: usize, value: &T) -> bool {
+        write(self, offset, *value)
     }
 
     #[inline(always)]
