@@ -1,9 +1,13 @@
 //! IPv4 and IPv6 behind one trait: everything above is written once.
 
-use aya_ebpf::{bindings::bpf_fib_lookup, btf_maps::Array, btf_maps::HashMap};
+use aya_ebpf::{
+    bindings::bpf_fib_lookup,
+    btf_maps::{Array, HashMap, LruHashMap},
+};
 use lbxdp_common::{
-    AddressFlags, Backend, Descriptor, Flow, FlowKey, FrontendKey, FrontendStats, Octets,
-    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_FLOWS, MAX_FRONTENDS},
+    AddressFlags, Backend, Descriptor, Flow, FlowKey, FragmentKey, FragmentPorts, FrontendKey,
+    FrontendStats, Octets,
+    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS},
 };
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
@@ -77,6 +81,8 @@ pub trait Family: 'static {
     fn backend_map() -> &'static Array<Backend<Self::Addr>, MAX_BACKENDS, MMAPABLE>;
     /// The `flows` map.
     fn flow_map() -> &'static maps::FlowMap<FlowKey<Self::Addr>, Flow<Self::Addr>, MAX_FLOWS>;
+    /// The `fragments` map.
+    fn fragment_map() -> &'static LruHashMap<FragmentKey<Self::Addr>, FragmentPorts, MAX_FRAGMENTS>;
     /// The `stats` map.
     fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS>;
 }
@@ -180,6 +186,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn fragment_map() -> &'static LruHashMap<FragmentKey<[u8; 4]>, FragmentPorts, MAX_FRAGMENTS> {
+        &maps::fragments_v4
+    }
+
+    #[inline(always)]
     fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS> {
         &maps::stats_v4
     }
@@ -269,6 +280,11 @@ impl Family for V6 {
     #[inline(always)]
     fn flow_map() -> &'static maps::FlowMap<FlowKey<[u8; 16]>, Flow<[u8; 16]>, MAX_FLOWS> {
         &maps::flows_v6
+    }
+
+    #[inline(always)]
+    fn fragment_map() -> &'static LruHashMap<FragmentKey<[u8; 16]>, FragmentPorts, MAX_FRAGMENTS> {
+        &maps::fragments_v6
     }
 
     #[inline(always)]

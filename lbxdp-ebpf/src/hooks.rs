@@ -81,6 +81,9 @@ fn rewrite<F: Family, P: Packet + Rewriter>(
     }
     let is_done = packet.translate::<F>(segment, flow);
     if is_done {
+        if segment.kind == Kind::Later {
+            count::event(Counter::FragmentFollowed);
+        }
         account::<F, _>(packet, segment, flow);
     }
     is_done

@@ -10,6 +10,7 @@ use crate::{
         address,
         backend::{self, NoChoice, Side},
         flow::{self, NotCreated},
+        fragment,
     },
     packet::Packet,
     parse::{Kind, Unparsed},
@@ -53,16 +54,35 @@ pub fn decide<F: Family, P: Packet>(
     hook: Hook,
     address: AddressFlags,
 ) -> Verdict {
+    let verdict = judge::<F, P>(packet, work, address);
+    if matches!(verdict, Verdict::Translate) {
+        fragment::remember::<F>(work);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn judge<F: Family, P: Packet>(
+    packet: &P,
+    work: &mut Work<F::Addr>,
+    address: AddressFlags,
+) -> Verdict {
     if let Err(unparsed) = F::parse(packet, &mut work.segment) {
         return unserved(unparsed, address);
+    }
+    if !fragment::complete::<F>(work) {
+        return unserved(Unparsed::Fragment, address);
     }
     let now = now();
     // Flows outlive their frontend, so they come first.
     if flow::follow::<F>(work, hook, now) {
         return Verdict::Translate;
     }
-    if work.segment.kind == Kind::Error {
-        return unserved(Unparsed::NotOurs, address);
+    // Neither of these begins a flow.
+    match work.segment.kind {
+        Kind::Error => return unserved(Unparsed::NotOurs, address),
+        Kind::Later => return unserved(Unparsed::Fragment, address),
+        Kind::Whole | Kind::First => {}
     }
     if !address.has(AddressFlags::SERVICE) {
         return Verdict::Pass;

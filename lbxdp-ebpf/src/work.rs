@@ -1,7 +1,7 @@
 //! Room to work in: a program's stack has 512 bytes, and an IPv6 packet's flow needs more.
 
 use aya_ebpf::{bindings::bpf_fib_lookup, btf_maps::PerCpuArray};
-use lbxdp_common::{Flow, FlowKey};
+use lbxdp_common::{Flow, FlowKey, FragmentKey};
 
 use crate::parse::Segment;
 
@@ -19,6 +19,8 @@ pub struct Work<A> {
     pub reply_key: FlowKey<A>,
     /// The key of a flow that is in the way.
     pub other_key: FlowKey<A>,
+    /// The datagram that the packet is a fragment of.
+    pub fragment: FragmentKey<A>,
     /// The question where it goes, and the answer.
     pub route: bpf_fib_lookup,
 }

@@ -4,11 +4,11 @@
 use lbxdp_agent::object;
 use lbxdp_agent::pins::{MapSpec, pinned_maps};
 use lbxdp_common::limits::{
-    MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, TABLE_BLOCKS,
+    MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS, TABLE_BLOCKS,
 };
 use lbxdp_common::{
-    ABI_VERSION, AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FrontendInfo,
-    FrontendKey, FrontendStats, TableBlock, counter, drop_reason,
+    ABI_VERSION, AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FragmentKey,
+    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, TableBlock, counter, drop_reason,
 };
 
 const INDEX: usize = size_of::<u32>();
@@ -29,6 +29,8 @@ fn expected() -> Vec<(&'static str, usize, usize, usize)> {
         ("drops", INDEX, size_of::<u64>(), drop_reason::SLOTS),
         ("flows_v4", size_of::<FlowKey<V4>>(), size_of::<Flow<V4>>(), MAX_FLOWS),
         ("flows_v6", size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>(), MAX_FLOWS),
+        ("fragments_v4", size_of::<FragmentKey<V4>>(), size_of::<FragmentPorts>(), MAX_FRAGMENTS),
+        ("fragments_v6", size_of::<FragmentKey<V6>>(), size_of::<FragmentPorts>(), MAX_FRAGMENTS),
         ("frontends_v4", size_of::<FrontendKey<V4>>(), size_of::<u32>(), MAX_FRONTENDS),
         ("frontends_v6", size_of::<FrontendKey<V6>>(), size_of::<u32>(), MAX_FRONTENDS),
         ("names_v4", INDEX, size_of::<FrontendInfo>(), MAX_FRONTENDS),
@@ -69,7 +71,7 @@ fn the_maps_take_less_than_256_mib_on_a_machine_of_16_cpus() {
     let total: usize = expected()
         .iter()
         .map(|(name, key, value, entries)| {
-            let is_hash = ["addresses", "devices", "flows", "frontends"]
+            let is_hash = ["addresses", "devices", "flows", "fragments", "frontends"]
                 .iter()
                 .any(|prefix| name.starts_with(prefix));
             let is_per_cpu =

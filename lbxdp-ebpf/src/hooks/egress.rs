@@ -6,7 +6,7 @@ use super::{Outcome, tc, up};
 use crate::{
     family::{Family, V4, V6},
     icmp, ingress,
-    lookup::{address, device, flow},
+    lookup::{address, device, flow, fragment},
     packet::{Packet as _, read, skb::SkbPacket},
     parse::ethernet,
 };
@@ -47,9 +47,10 @@ fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
     if is_from_outside || F::parse(packet, &mut work.segment).is_err() {
         return Outcome::Pass;
     }
-    if !flow::follow::<F>(work, Hook::Egress, ingress::now()) {
+    if !fragment::complete::<F>(work) || !flow::follow::<F>(work, Hook::Egress, ingress::now()) {
         return Outcome::Pass;
     }
+    fragment::remember::<F>(work);
     if work.flow.dst == work.segment.key.dst {
         up::<F, _>(packet, &work.segment, &work.flow)
     } else {

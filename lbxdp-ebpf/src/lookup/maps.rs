@@ -8,9 +8,12 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lbxdp_common::{
-    AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FrontendInfo, FrontendKey,
-    FrontendStats, TableBlock, counter, drop_reason,
-    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, TABLE_BLOCKS},
+    AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
+    FrontendInfo, FrontendKey, FrontendStats, TableBlock, counter, drop_reason,
+    limits::{
+        MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS,
+        TABLE_BLOCKS,
+    },
 };
 
 use crate::work::Work;
@@ -68,6 +71,15 @@ pub static flows_v4: FlowMap<FlowKey<[u8; 4]>, Flow<[u8; 4]>, MAX_FLOWS> = LruHa
 /// Packet as it arrives → packet as it leaves.
 #[btf_map]
 pub static flows_v6: FlowMap<FlowKey<[u8; 16]>, Flow<[u8; 16]>, MAX_FLOWS> = LruHashMap::new();
+
+/// Datagram that arrives in fragments → its ports.
+#[btf_map]
+pub static fragments_v4: LruHashMap<FragmentKey<[u8; 4]>, FragmentPorts, MAX_FRAGMENTS> =
+    LruHashMap::new();
+/// Datagram that arrives in fragments → its ports.
+#[btf_map]
+pub static fragments_v6: LruHashMap<FragmentKey<[u8; 16]>, FragmentPorts, MAX_FRAGMENTS> =
+    LruHashMap::new();
 
 /// Frontend id → packets and bytes.
 #[btf_map]

@@ -10,4 +10,5 @@ pub mod backend;
 pub mod count;
 pub mod device;
 pub mod flow;
+pub mod fragment;
 pub mod maps;

@@ -27,14 +27,22 @@ pub fn parse<P: Packet>(packet: &P, segment: &mut Segment<[u8; 4]>) -> Result<()
     if header.vihl >> 4 != 4 || header_len < Ipv4Hdr::LEN {
         return Err(Unparsed::Malformed);
     }
-    if u16::from_be_bytes(header.frags) & FRAGMENT != 0 {
-        return Err(Unparsed::Fragment);
-    }
     segment.len = usize::from(u16::from_be_bytes(header.tot_len));
     segment.ttl = header.ttl;
     segment.kind = Kind::Whole;
     if header_len > Ipv4Hdr::LEN {
         packet.linearize(l3 + LONGEST_HEADER + transport::LONGEST_FIXED_HEADER);
+    }
+    let fragment = u16::from_be_bytes(header.frags) & FRAGMENT;
+    if fragment != 0 {
+        if header.proto == V4::ICMP {
+            return Err(Unparsed::NotOurs);
+        }
+        segment.fragment_id = u32::from(u16::from_be_bytes(header.id));
+        if fragment & FRAGMENT_OFFSET != 0 {
+            return transport::later(segment, l3 + header_len, header.proto);
+        }
+        segment.kind = Kind::First;
     }
     if header.proto == V4::ICMP {
         return message::parse::<V4, P>(packet, segment, l3 + header_len);

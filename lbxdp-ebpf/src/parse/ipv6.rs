@@ -38,7 +38,10 @@ pub fn parse<P: Packet>(packet: &P, segment: &mut Segment<[u8; 16]>) -> Result<(
     } else if header.next_hdr == V6::ICMP {
         message::parse::<V6, P>(packet, segment, l4)
     } else {
-        let (bytes, protocol) = extensions(packet, l4, header.next_hdr)?;
+        let (bytes, protocol) = extensions(packet, segment, l4, header.next_hdr)?;
+        if segment.kind == Kind::Later {
+            return transport::later(segment, l4 + bytes, protocol);
+        }
         transport::parse(packet, segment, l4 + bytes, protocol)
     }
 }
@@ -47,7 +50,7 @@ pub fn parse<P: Packet>(packet: &P, segment: &mut Segment<[u8; 16]>) -> Result<(
 #[inline(always)]
 pub fn quoted<P: Packet>(
     packet: &P,
-    _segment: &mut Segment<[u8; 16]>,
+    segment: &mut Segment<[u8; 16]>,
     at: usize,
 ) -> Result<Quoted<[u8; 16]>, Unparsed> {
     let header: Ipv6Hdr = read(packet, at).ok_or(Unparsed::NotOurs)?;
@@ -60,14 +63,24 @@ pub fn quoted<P: Packet>(
         return Ok(Quoted { addresses, protocol: header.next_hdr, l4 });
     }
     let (bytes, protocol) =
-        extensions(packet, l4, header.next_hdr).map_err(|_| Unparsed::NotOurs)?;
+        extensions(packet, segment, l4, header.next_hdr).map_err(|_| Unparsed::NotOurs)?;
+    if segment.kind == Kind::Later {
+        return Err(Unparsed::NotOurs);
+    }
     Ok(Quoted { addresses, protocol, l4: l4 + bytes })
 }
 
 /// Walks the extension headers at `at`, of which the first is of kind `next`: how many bytes they
-/// take, and the protocol behind them.
+/// take, and the protocol behind them. They may say that the packet is a fragment; of a later one
+/// nothing behind the fragment header is a header, and only those are followed whose datagram has
+/// its transport header there.
 #[inline(always)]
-fn extensions<P: Packet>(packet: &P, at: usize, next: u8) -> Result<(usize, u8), Unparsed> {
+fn extensions<P: Packet>(
+    packet: &P,
+    segment: &mut Segment<[u8; 16]>,
+    at: usize,
+    next: u8,
+) -> Result<(usize, u8), Unparsed> {
     packet.linearize(at + MOST_BYTES + transport::LONGEST_FIXED_HEADER);
     let mut protocol = next;
     let mut bytes = 0;
@@ -81,7 +94,17 @@ fn extensions<P: Packet>(packet: &P, at: usize, next: u8) -> Result<(usize, u8),
                 match kind {
                     // An atomic fragment (RFC 6946) is whole.
                     FRAGMENT if u16::from_be_bytes([c, d]) & 0xfff9 != 0 => {
-                        return Err(Unparsed::Fragment);
+                        let id = read(packet, at + bytes + 4).ok_or(Unparsed::Malformed)?;
+                        segment.fragment_id = u32::from_be_bytes(id);
+                        if u16::from_be_bytes([c, d]) & 0xfff8 != 0 {
+                            if !transport::is_served(protocol) {
+                                return Err(Unparsed::NotOurs);
+                            }
+                            segment.kind = Kind::Later;
+                            return Ok((bytes + 8, protocol));
+                        }
+                        segment.kind = Kind::First;
+                        8
                     }
                     FRAGMENT => 8,
                     AUTHENTICATION => (usize::from(length) + 2) << 2,

@@ -22,7 +22,7 @@ pub enum Unparsed {
     Echo,
     /// Headers cut short, or in contradiction to themselves.
     Malformed,
-    /// A fragment, whose ports are not (all) here.
+    /// A later fragment whose first one has not passed here. Not for the parser to say.
     Fragment,
 }
 
@@ -35,9 +35,13 @@ pub enum Kind {
     /// An ICMP or ICMPv6 error about a packet of another flow direction: [`Segment::key`] is the
     /// key of packets that travel as the error does, against the quoted one.
     Error,
+    /// The first of several fragments: it has the transport header.
+    First,
+    /// Another one: it has no ports, and where its transport header would be is data.
+    Later,
 }
 
-/// A TCP segment or a UDP datagram, or an error about one. Addresses and `l3` are filled in first; the family's parser
+/// A TCP segment or a UDP datagram, a fragment of one, or an error about one. Addresses and `l3` are filled in first; the family's parser
 /// fills in the rest, in place, because a program's stack has 512 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<A> {
@@ -60,6 +64,8 @@ pub struct Segment<A> {
     pub tcp_flags: u8,
     /// What it is.
     pub kind: Kind,
+    /// What the fragments of a datagram have in common, host order; only set for fragments.
+    pub fragment_id: u32,
     /// What the way onwards takes, once the packet turned out to be larger.
     pub mtu: u32,
 }
@@ -104,7 +110,7 @@ impl<A> Segment<A> {
     /// Whether RFC 1122 (3.2.2) and RFC 4443 (2.4) allow to answer it with an error.
     #[inline(always)]
     pub fn may_be_answered(&self) -> bool {
-        self.kind != Kind::Error
+        self.kind != Kind::Error && self.kind != Kind::Later
     }
 
     /// Says where the header behind the IP header is.

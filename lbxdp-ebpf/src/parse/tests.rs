@@ -61,6 +61,7 @@ fn parse<F: Family>(
         ttl: 0,
         tcp_flags: 0,
         kind: Kind::Whole,
+        fragment_id: 0,
         mtu: 0,
     };
     segment.set_l3(link.l3);
@@ -191,19 +192,87 @@ fn one_and_two_vlan_tags_are_skipped_and_a_third_is_not() {
 #[test]
 fn fragments_of_both_families_are_told_apart() {
     let mut first = udp4();
+    first[18..20].copy_from_slice(&[0x12, 0x34]);
     first[20] |= 0x20;
-    assert_eq!(parse4(&first).err(), Some(Unparsed::Fragment));
+    let segment = parse4(&first).expect("a first fragment has its headers");
+    assert_eq!((segment.kind, segment.fragment_id), (Kind::First, 0x1234));
+    assert_eq!((segment.key.src_port, segment.key.dst_port), (40_000, 53));
     let mut later = udp4();
+    later[18..20].copy_from_slice(&[0x12, 0x34]);
     later[21] = u8::try_from(IpFragOffset::try_new(9).expect("small").value()).expect("small");
-    assert_eq!(parse4(&later).err(), Some(Unparsed::Fragment));
+    let segment = parse4(&later).expect("a later fragment");
+    assert_eq!((segment.kind, segment.fragment_id), (Kind::Later, 0x1234));
+    assert_eq!((segment.key.protocol, segment.header_len), (IPPROTO_UDP, 20));
+    // However little of it there is.
+    later[16..18].copy_from_slice(&21_u16.to_be_bytes());
+    assert_eq!(parse4(&later[..35]).expect("one byte of data").kind, Kind::Later);
+    later[16..18].copy_from_slice(&19_u16.to_be_bytes());
+    assert_eq!(parse4(&later).err(), Some(Unparsed::Malformed));
 
     let udp = &udp6()[54..];
     let atomic = with_extensions(44, &[IPPROTO_UDP, 0, 0, 0, 1, 2, 3, 4], udp);
-    assert_eq!(parse6(&atomic).expect("an atomic fragment is whole").l4(), 62);
-    let more = with_extensions(44, &[IPPROTO_UDP, 0, 0, 1, 1, 2, 3, 4], udp);
-    assert_eq!(parse6(&more).err(), Some(Unparsed::Fragment));
-    let later = with_extensions(44, &[IPPROTO_UDP, 0, 0, 8, 1, 2, 3, 4], udp);
-    assert_eq!(parse6(&later).err(), Some(Unparsed::Fragment));
+    let segment = parse6(&atomic).expect("an atomic fragment is whole");
+    assert_eq!((segment.kind, segment.l4()), (Kind::Whole, 62));
+    let first = with_extensions(44, &[IPPROTO_UDP, 0, 0, 1, 1, 2, 3, 4], udp);
+    let segment = parse6(&first).expect("a first fragment has its headers");
+    assert_eq!((segment.kind, segment.fragment_id), (Kind::First, 0x0102_0304));
+    assert_eq!((segment.key.dst_port, segment.l4()), (53, 62));
+    for more in [0, 1] {
+        let later = with_extensions(44, &[IPPROTO_UDP, 0, 0, 8 + more, 1, 2, 3, 4], &[0]);
+        let segment = parse6(&later).expect("a later fragment");
+        assert_eq!((segment.kind, segment.fragment_id), (Kind::Later, 0x0102_0304));
+        assert_eq!((segment.key.protocol, segment.header_len), (IPPROTO_UDP, 48));
+    }
+    // What a later fragment of such a datagram belongs to cannot be seen.
+    let later = with_extensions(44, &[60, 0, 0, 8, 1, 2, 3, 4], udp);
+    assert_eq!(parse6(&later).err(), Some(Unparsed::NotOurs));
+}
+
+/// An ICMP error to `CLIENT4` or `CLIENT6`, of this type, about `quoted`.
+fn about(kind: u8, quoted: &[u8]) -> Vec<u8> {
+    let builder = ethernet2();
+    let mut frame = Vec::new();
+    if quoted[0] >> 4 == 4 {
+        let builder = builder.ipv4(VIP4, CLIENT4, 9).icmpv4_raw(kind, 0, [0; 4]);
+        builder.write(&mut frame, quoted).expect("memory takes every frame");
+    } else {
+        let builder = builder.ipv6(VIP6, CLIENT6, 9).icmpv6_raw(kind, 0, [0; 4]);
+        builder.write(&mut frame, quoted).expect("memory takes every frame");
+    }
+    frame
+}
+
+#[test]
+fn an_error_has_the_key_of_packets_that_travel_as_it_does() {
+    // An error to the sender of the quoted packet, about its packet to the VIP.
+    for kind in [3, 11, 12] {
+        let frame = about(kind, &tcp4()[14..]);
+        let segment = parse::<V4>(&frame, [10, 0, 0, 1], CLIENT4).expect("an error");
+        assert_eq!(segment.kind, Kind::Error);
+        assert_eq!((segment.key.src, segment.key.dst), (VIP4, CLIENT4));
+        assert_eq!((segment.key.src_port, segment.key.dst_port), (80, 40_000));
+        assert_eq!((segment.sender, segment.key.protocol), ([10, 0, 0, 1], IPPROTO_TCP));
+        assert_eq!((segment.l4(), segment.quoted_l3(), segment.quoted_l4()), (34, 42, 62));
+    }
+    for kind in 1..=4 {
+        let quoted = with_extensions(60, &[IPPROTO_UDP, 0, 0, 0, 0, 0, 0, 0], &udp6()[54..]);
+        let frame = about(kind, &quoted[14..]);
+        let segment = parse::<V6>(&frame, VIP6, CLIENT6).expect("an error");
+        assert_eq!((segment.key.src, segment.key.dst), (VIP6, CLIENT6));
+        assert_eq!((segment.key.src_port, segment.key.dst_port), (53, 40_000));
+        assert_eq!((segment.l4(), segment.quoted_l3(), segment.quoted_l4()), (54, 62, 110));
+        for cut in 54..114 {
+            assert!(parse::<V6>(&frame[..cut], VIP6, CLIENT6).is_err(), "cut at {cut}");
+        }
+    }
+    // Nobody's packet, and no error.
+    let frame = about(3, &tcp4()[14..]);
+    assert_eq!(parse::<V4>(&frame, VIP4, [10, 0, 0, 1]).err(), Some(Unparsed::NotOurs));
+    for kind in [0, 4, 5, 8, 13] {
+        let frame = about(kind, &tcp4()[14..]);
+        let unparsed = if kind == 8 { Unparsed::Echo } else { Unparsed::NotOurs };
+        assert_eq!(parse::<V4>(&frame, VIP4, CLIENT4).err(), Some(unparsed), "type {kind}");
+    }
 }
 
 #[test]

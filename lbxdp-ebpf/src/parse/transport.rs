@@ -3,7 +3,7 @@
 use lbxdp_common::{IPPROTO_TCP, IPPROTO_UDP};
 use network_types::udp::UdpHdr;
 
-use super::{Segment, Unparsed};
+use super::{Kind, Segment, Unparsed};
 use crate::packet::{Packet, read};
 
 /// Bytes of the TCP header without options; UDP's is shorter.
@@ -15,6 +15,21 @@ const TCP_HEADER: usize = 20;
 #[inline(always)]
 pub fn is_served(protocol: u8) -> bool {
     protocol == IPPROTO_TCP || protocol == IPPROTO_UDP
+}
+
+/// A fragment other than the first: what is at `data` is of the datagram's middle.
+#[inline(always)]
+pub fn later<A>(segment: &mut Segment<A>, data: usize, protocol: u8) -> Result<(), Unparsed> {
+    segment.set_l4(data);
+    segment.kind = Kind::Later;
+    segment.key.protocol = protocol;
+    segment.key._pad = [0; 3];
+    segment.tcp_flags = 0;
+    segment.header_len = data - segment.l3();
+    if segment.len < segment.header_len {
+        return Err(Unparsed::Malformed);
+    }
+    Ok(())
 }
 
 /// Reads ports and flags of the header at `l4`. It must lie within what the packet has and within

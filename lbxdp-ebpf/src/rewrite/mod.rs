@@ -26,7 +26,8 @@ pub trait Rewriter: Packet {
     /// Stores bytes whose checksum in the packet, if they have one, is complete.
     fn put<T: Wire>(&self, offset: usize, value: &T) -> bool;
 
-    /// Gives the packet the addresses and ports of `flow`; `false` where it could not be changed.
+    /// Gives the packet the addresses and ports of `flow`, or a later fragment the addresses;
+    /// `false` where it could not be changed.
     /// Nothing is changed unless everything is there to be changed.
     fn translate<F: Family>(&self, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> bool;
 

@@ -13,7 +13,7 @@ use super::{Rewriter, addresses, checksum_offset, csum::Difference, port, with_t
 use crate::{
     family::Family,
     packet::{Wire, skb::SkbPacket},
-    parse::Segment,
+    parse::{Kind, Segment},
 };
 
 impl Rewriter for SkbPacket {
@@ -25,22 +25,7 @@ impl Rewriter for SkbPacket {
     #[inline(always)]
     fn translate<F: Family>(&self, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> bool {
         let moved = addresses::<F>(segment, flow).word();
-        let mut ports = Difference::default();
-        ports.replace(
-            port(segment.key.src_port) + port(segment.key.dst_port),
-            port(flow.src_port) + port(flow.dst_port),
-        );
-        let offset = segment.l4() + checksum_offset(segment.key.protocol);
-        let mangled = if segment.key.protocol == IPPROTO_UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
-        let pseudo = u64::from(mangled | BPF_F_PSEUDO_HDR);
-        if !self.l4_checksum(offset, moved, pseudo)
-            || !self.l4_checksum(offset, ports.word(), u64::from(mangled))
-        {
-            return false;
-        }
-        let [a, b] = flow.src_port.to_be_bytes();
-        let [c, d] = flow.dst_port.to_be_bytes();
-        if !self.store(segment.l4(), &[a, b, c, d]) {
+        if segment.kind != Kind::Later && !transport(self, segment, flow, moved) {
             return false;
         }
         let src = segment.l3() + F::SRC_OFFSET;
@@ -70,4 +55,23 @@ impl Rewriter for SkbPacket {
             None => self.store_accounted(offset, &word),
         }
     }
+}
+
+/// Gives the packet the ports of `flow` and a checksum that takes in `moved`, the change of
+/// addresses, as well.
+#[inline(always)]
+fn transport<A>(packet: &SkbPacket, segment: &Segment<A>, flow: &Flow<A>, moved: u32) -> bool {
+    let mut ports = Difference::default();
+    ports.replace(
+        port(segment.key.src_port) + port(segment.key.dst_port),
+        port(flow.src_port) + port(flow.dst_port),
+    );
+    let offset = segment.l4() + checksum_offset(segment.key.protocol);
+    let mangled = if segment.key.protocol == IPPROTO_UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
+    let pseudo = u64::from(mangled | BPF_F_PSEUDO_HDR);
+    let [a, b] = flow.src_port.to_be_bytes();
+    let [c, d] = flow.dst_port.to_be_bytes();
+    packet.l4_checksum(offset, moved, pseudo)
+        && packet.l4_checksum(offset, ports.word(), u64::from(mangled))
+        && packet.store(segment.l4(), &[a, b, c, d])
 }

@@ -2,11 +2,11 @@
 
 use lbxdp_common::{Flow, IPPROTO_UDP};
 
-use super::{Rewriter, addresses, checksum_offset, port, with_ttl};
+use super::{Rewriter, addresses, checksum_offset, csum::Difference, port, with_ttl};
 use crate::{
     family::Family,
     packet::{Pair, Wire, read, write, xdp::XdpPacket},
-    parse::Segment,
+    parse::{Kind, Segment},
 };
 
 impl Rewriter for XdpPacket {
@@ -17,7 +17,7 @@ impl Rewriter for XdpPacket {
 
     #[inline(always)]
     fn translate<F: Family>(&self, segment: &Segment<F::Addr>, flow: &Flow<F::Addr>) -> bool {
-        let mut difference = addresses::<F>(segment, flow);
+        let difference = addresses::<F>(segment, flow);
         let l3_checksum = match F::CHECKSUM_OFFSET {
             Some(offset) => {
                 let offset = segment.l3() + offset;
@@ -26,25 +26,8 @@ impl Rewriter for XdpPacket {
             }
             None => None,
         };
-        let offset = segment.l4() + checksum_offset(segment.key.protocol);
-        let Some(old) = read::<[u8; 2], _>(self, offset) else { return false };
-        let [a, b] = flow.src_port.to_be_bytes();
-        let [c, d] = flow.dst_port.to_be_bytes();
-        if !write(self, segment.l4(), [a, b, c, d]) {
+        if segment.kind != Kind::Later && !transport(self, segment, flow, difference) {
             return false;
-        }
-        difference.replace(
-            port(segment.key.src_port) + port(segment.key.dst_port),
-            port(flow.src_port) + port(flow.dst_port),
-        );
-        let is_udp = segment.key.protocol == IPPROTO_UDP;
-        // A datagram without a checksum stays without (RFC 768).
-        if !is_udp || old != [0; 2] {
-            let new = difference.apply(old);
-            let new = if is_udp && new == [0; 2] { [0xff; 2] } else { new };
-            if !write(self, offset, new) {
-                return false;
-            }
         }
         if let Some((offset, checksum)) = l3_checksum
             && !write(self, offset, checksum)
@@ -70,6 +53,34 @@ impl Rewriter for XdpPacket {
         }
         write(self, word_offset, word)
     }
+}
+
+/// Gives the packet the ports of `flow` and a checksum that takes in `difference` as well.
+#[inline(always)]
+fn transport<A>(
+    packet: &XdpPacket,
+    segment: &Segment<A>,
+    flow: &Flow<A>,
+    mut difference: Difference,
+) -> bool {
+    let offset = segment.l4() + checksum_offset(segment.key.protocol);
+    let Some(old) = read::<[u8; 2], _>(packet, offset) else { return false };
+    let [a, b] = flow.src_port.to_be_bytes();
+    let [c, d] = flow.dst_port.to_be_bytes();
+    if !write(packet, segment.l4(), [a, b, c, d]) {
+        return false;
+    }
+    difference.replace(
+        port(segment.key.src_port) + port(segment.key.dst_port),
+        port(flow.src_port) + port(flow.dst_port),
+    );
+    let is_udp = segment.key.protocol == IPPROTO_UDP;
+    // A datagram without a checksum stays without (RFC 768).
+    if is_udp && old == [0; 2] {
+        return true;
+    }
+    let new = difference.apply(old);
+    write(packet, offset, if is_udp && new == [0; 2] { [0xff; 2] } else { new })
 }
 
 impl XdpPacket {

@@ -67,7 +67,6 @@ fn requoted(about: &Packet, length: usize) -> Vec<u8> {
 
 /// A frontend of a backend elsewhere, asked once. Request and reply as they are on either side.
 struct Remote {
-    net: Net,
     snat: SocketAddr,
     backend: SocketAddr,
     request: Packet,
@@ -82,7 +81,7 @@ impl Remote {
         let request = Packet::new(protocol, net.client, net.vip);
         let snat = SocketAddr::new(node.ip(), source_port(&request, &rig.xdp(&request.bytes())));
         rig.moved();
-        Self { net, snat, backend, request, far }
+        Self { snat, backend, request, far }
     }
 
     /// On its way to a backend or a client.

@@ -198,38 +198,6 @@ fn a_header_that_contradicts_itself_is_dropped_for_a_service_only() {
     }
 }
 
-#[test]
-fn fragments_for_a_service_are_counted_and_the_nodes_own_pass() {
-    let mut rig = Rig::new();
-    let [v4, v6] = nets();
-    for protocol in [6, 17] {
-        let near = rig.remote(v4.near, v4.node.ip());
-        rig.frontend(v4.vip, protocol, &[near]);
-        rig.address(v4.node.ip(), AddressFlags::NODE);
-        for (at, bits) in [(20, 0x20), (21, 0x01)] {
-            let mut frame = Packet::new(protocol, v4.client, v4.vip).bytes();
-            frame[at] |= bits;
-            assert_eq!(rig.xdp(&frame).verdict, XDP_DROP);
-            assert_eq!(rig.ingress(&frame).verdict, TCX_DROP);
-            rig.expect_moved(&[("fragment", 2)]);
-            let mut frame = Packet::new(protocol, v4.client, v4.node).bytes();
-            frame[at] |= bits;
-            assert_eq!(rig.xdp(&frame), Fate { verdict: XDP_PASS, bytes: frame.clone() });
-            assert_eq!(rig.ingress(&frame), Fate { verdict: TCX_NEXT, bytes: frame.clone() });
-        }
-        rig.frontend(v6.vip, protocol, &[]);
-        let plain = Packet::new(protocol, v6.client, v6.vip).bytes();
-        let mut frame = plain[..54].to_vec();
-        frame[20] = 44;
-        frame[18..20]
-            .copy_from_slice(&u16::try_from(plain.len() - 46).expect("short").to_be_bytes());
-        frame.extend_from_slice(&[protocol, 0, 0, 1, 0, 0, 0, 9]);
-        frame.extend_from_slice(&plain[54..]);
-        assert_eq!(rig.xdp(&frame).verdict, XDP_DROP);
-        rig.expect_moved(&[("fragment", 1)]);
-    }
-}
-
 /// An echo request to `to`, and the reply that is due.
 fn echo(net: &crate::Net, to: std::net::SocketAddr, payload: &[u8]) -> (Vec<u8>, Vec<u8>) {
     use std::net::IpAddr;

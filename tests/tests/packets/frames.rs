@@ -175,6 +175,42 @@ impl Packet {
         self.bytes()[14 + 4 * self.vlan.len()..].to_vec()
     }
 
+    /// The packet in pieces of `size` bytes, a multiple of eight.
+    pub fn fragments(&self, id: u16, size: usize) -> Vec<Vec<u8>> {
+        let whole = self.bytes();
+        let (headers, data) = whole.split_at(self.transport_offset());
+        let l3 = 14 + 4 * self.vlan.len();
+        let short = |length: usize| u16::try_from(length).expect("short").to_be_bytes();
+        let mut fragments = Vec::new();
+        for (index, piece) in data.chunks(size).enumerate() {
+            let offset = index * size;
+            let has_more = offset + piece.len() < data.len();
+            let mut frame = headers.to_vec();
+            if self.src.is_ipv4() {
+                let field = offset / 8 | usize::from(has_more) << 13;
+                let total = short(frame.len() - l3 + piece.len());
+                frame[l3 + 2..l3 + 4].copy_from_slice(&total);
+                frame[l3 + 4..l3 + 6].copy_from_slice(&id.to_be_bytes());
+                frame[l3 + 6..l3 + 8].copy_from_slice(&short(field));
+                let (header, _) = Ipv4Header::from_slice(&frame[l3..]).expect("a header");
+                let sum = header.calc_header_checksum().to_be_bytes();
+                frame[l3 + 10..l3 + 12].copy_from_slice(&sum);
+            } else {
+                let next = if self.options { l3 + 40 + 8 } else { l3 + 6 };
+                frame[next] = 44;
+                frame.extend_from_slice(&[self.protocol, 0]);
+                frame.extend_from_slice(&short(offset | usize::from(has_more)));
+                frame.extend_from_slice(&[0, 0]);
+                frame.extend_from_slice(&id.to_be_bytes());
+                let payload = short(frame.len() - l3 - 40 + piece.len());
+                frame[l3 + 4..l3 + 6].copy_from_slice(&payload);
+            }
+            frame.extend_from_slice(piece);
+            fragments.push(frame);
+        }
+        fragments
+    }
+
     /// Offset of the transport header.
     pub fn transport_offset(&self) -> usize {
         let ip = match (self.src.is_ipv4(), self.options) {

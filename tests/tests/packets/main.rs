@@ -6,6 +6,7 @@ mod about;
 mod errors;
 mod flows;
 mod forwarding;
+mod fragments;
 mod frames;
 mod noise;
 mod rig;
