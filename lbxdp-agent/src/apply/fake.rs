@@ -104,6 +104,7 @@ impl FakeMaps {
         let before = self.actual.backends.get(&(family, id)).map(BackendEntry::addr);
         if in_use {
             assert_eq!(before, Some(addr), "{backend:?}: {id} is in a published table");
+            assert!(!backend.is_retired(), "{backend:?}: {id} is retired in a published table");
         }
         if let Some((other, seen)) = self.backend_seen.get(&(family, id))
             && self.is_recent(*seen)
@@ -113,6 +114,7 @@ impl FakeMaps {
         let taken = self.actual.backends.iter().find(|(key, entry)| {
             key.0 == family && key.1 != id && addr.port() != 0 && entry.addr() == addr
         });
+        let taken = taken.filter(|_| before != Some(addr));
         assert_eq!(taken, None, "{backend:?}: has an id");
     }
 
@@ -137,10 +139,10 @@ impl FakeMaps {
             assert_eq!(range.indices().start % range.blocks(), 0, "{range:?} is not aligned");
             assert!(range.indices().end <= self.actual.tables.len(), "{range:?} leaves the slab");
             for backend in self.ids(range) {
-                assert!(
-                    self.actual.backends.contains_key(&(family, backend)),
-                    "{range:?} names {family} backend {backend}, which is not set"
-                );
+                let entry = self.actual.backends.get(&(family, backend));
+                let name = format!("{range:?} names {family} backend {backend}");
+                let Some(entry) = entry else { panic!("{name}, which is not set") };
+                assert!(!entry.is_retired(), "{name}, which is retired");
             }
         }
     }
@@ -258,6 +260,23 @@ mod tests {
     #[should_panic(expected = "is in a published table")]
     fn a_published_backend_is_not_replaced() {
         FakeMaps::default().apply(&[backend(80), table(), descriptor(), backend(81)]);
+    }
+
+    fn retired() -> MapOp {
+        let MapOp::SetBackend { id, backend } = backend(80) else { unreachable!() };
+        MapOp::SetBackend { id, backend: backend.with_retired(true) }
+    }
+
+    #[test]
+    #[should_panic(expected = "which is retired")]
+    fn a_table_of_retired_backends_is_not_published() {
+        FakeMaps::default().apply(&[retired(), table(), descriptor()]);
+    }
+
+    #[test]
+    #[should_panic(expected = "is retired in a published table")]
+    fn a_published_backend_is_not_retired() {
+        FakeMaps::default().apply(&[backend(80), table(), descriptor(), retired()]);
     }
 
     #[test]

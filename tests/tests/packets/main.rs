@@ -7,6 +7,7 @@ mod flows;
 mod forwarding;
 mod frames;
 mod noise;
+mod restarts;
 mod rig;
 
 use std::net::SocketAddr;
