@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lbxdp_common::{AddressFlags, Descriptor, TableBlock, TableRef};
 
-use super::{Actual, BackendEntry, MapError, MapOp, Maps};
+use super::{Actual, BackendEntry, FlowEntry, MapError, MapOp, Maps};
 use crate::model::{Family, FrontendAddr};
 use crate::quarantine::QUARANTINE;
 use crate::slab::BlockRange;
@@ -18,6 +18,8 @@ pub struct FakeMaps {
     pub actual: Actual,
     /// What [`Maps::flow_addresses`] answers.
     pub flows: BTreeSet<IpAddr>,
+    /// What [`Maps::udp_flows`] answers.
+    pub udp_flows: Vec<FlowEntry>,
     /// The time at which the next operations are carried out, in nanoseconds.
     pub now: u64,
     /// When a block was last part of a published range.
@@ -197,6 +199,28 @@ impl Maps for FakeMaps {
 
     fn flow_addresses(&self) -> Result<BTreeSet<IpAddr>, MapError> {
         Ok(self.flows.clone())
+    }
+
+    fn udp_flows(&self) -> Result<Vec<FlowEntry>, MapError> {
+        Ok(self.udp_flows.clone())
+    }
+
+    fn end_flow(&mut self, flow: &FlowEntry) -> Result<bool, MapError> {
+        let before = self.udp_flows.len();
+        self.udp_flows.retain(|other| other != flow && !is_other_half(flow, other));
+        Ok(self.udp_flows.len() < before)
+    }
+}
+
+fn is_other_half(flow: &FlowEntry, other: &FlowEntry) -> bool {
+    match (flow, other) {
+        (FlowEntry::V4(key, flow), FlowEntry::V4(sibling, other)) => {
+            flow.sibling_key(key) == *sibling && other.undoes(key)
+        }
+        (FlowEntry::V6(key, flow), FlowEntry::V6(sibling, other)) => {
+            flow.sibling_key(key) == *sibling && other.undoes(key)
+        }
+        (FlowEntry::V4(..), FlowEntry::V6(..)) | (FlowEntry::V6(..), FlowEntry::V4(..)) => false,
     }
 }
 
