@@ -225,9 +225,17 @@ impl Agent {
         if let Some(error) = &outcome.failure {
             tracing::error!(%error, retry = ?outcome.retry_after, "programming");
         }
+        let swept = self.reconciler.sweep_udp(sys::coarse_ns());
+        if let (Some(looked_at), 1..) = (swept.looked_at, swept.ended) {
+            let ended = swept.ended;
+            tracing::info!(ended, looked_at, "ended UDP flows whose backend does not serve");
+        }
+        if let Some(error) = &swept.failure {
+            tracing::error!(%error, retry = ?swept.retry_after, "ending UDP flows");
+        }
         self.report(outcome.problems);
         self.health.programmed(outcome.failure.is_none());
-        outcome.retry_after
+        earliest([outcome.retry_after, swept.retry_after])
     }
 
     /// What only this node knows: its addresses, and from where it reaches remote backends.
@@ -300,6 +308,11 @@ impl Agent {
         self.health.problems(count(Severity::Warning), count(Severity::Error));
         self.reported = problems;
     }
+}
+
+/// The shortest of these waits.
+fn earliest<const N: usize>(waits: [Option<Duration>; N]) -> Option<Duration> {
+    waits.into_iter().flatten().min()
 }
 
 fn announce(status: &DeviceStatus) {

@@ -44,7 +44,8 @@ fn write(text: &mut String, actual: &Actual) -> fmt::Result {
         } else {
             format!("remote, source {}", entry.snat_source())
         };
-        writeln!(text, "  {addr}  {way}")?;
+        let state = if entry.is_retired() { ", retired" } else { "" };
+        writeln!(text, "  {addr}  {way}{state}")?;
     }
     Ok(())
 }

@@ -32,6 +32,7 @@ pub fn keep(actual: &Actual, desired: &mut Desired) -> usize {
             }
         }
         desired.frontends.insert(*addr, frontend);
+        desired.kept.insert(*addr);
         kept += 1;
     }
     kept
@@ -129,7 +130,8 @@ mod tests {
         let (desired, reconciler) = programmed();
         let mut lost = Desired::default();
         assert_eq!(keep(&reconciler.maps().read().unwrap(), &mut lost), 3);
-        assert_eq!(lost, desired);
+        assert_eq!(lost.kept, desired.frontends.keys().copied().collect());
+        assert_eq!(lost, Desired { kept: lost.kept.clone(), ..desired });
         assert_eq!(keep(reconciler.actual(), &mut lost), 0);
     }
 

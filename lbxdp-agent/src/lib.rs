@@ -28,4 +28,5 @@ pub mod slab;
 pub mod snat_ports;
 pub mod source;
 pub mod sys;
+pub mod udp;
 pub mod view;

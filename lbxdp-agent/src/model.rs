@@ -176,6 +176,9 @@ pub struct HealthCheck {
 pub struct Desired {
     /// Frontends by what identifies them.
     pub frontends: BTreeMap<FrontendAddr, Frontend>,
+    /// Those of `frontends` that are known from the maps and not from the input, which is not
+    /// complete: what else serves them is not known.
+    pub kept: BTreeSet<FrontendAddr>,
     /// Backends on this node, among those that `frontends` name.
     pub local_backends: BTreeSet<SocketAddr>,
     /// Health checks by namespace and name of the Service.

@@ -8,6 +8,7 @@ use crate::apply::{Actual, MapError, Maps};
 use crate::model::{Desired, NodeFacts, Problem};
 use crate::plan::{Plan, Planner};
 use crate::quarantine::QUARANTINE;
+use crate::udp::Sweeps;
 
 /// The wait after a first failure; it doubles with each further one.
 pub const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -30,11 +31,25 @@ pub struct Outcome {
     pub retry_after: Option<Duration>,
 }
 
+/// What came of looking for UDP flows that have to end.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// How many were looked at, in halves; `None` if it was not the time to look.
+    pub looked_at: Option<usize>,
+    /// How many ended.
+    pub ended: usize,
+    /// Why others did not.
+    pub failure: Option<MapError>,
+    /// When to look again at the latest, even if nothing changes.
+    pub retry_after: Option<Duration>,
+}
+
 /// The maps and the picture of them.
 #[derive(Debug)]
 pub struct Reconciler<M> {
     maps: M,
     planner: Planner,
+    sweeps: Sweeps,
     failures: u32,
 }
 
@@ -42,7 +57,8 @@ impl<M: Maps> Reconciler<M> {
     /// Reads what the maps hold.
     pub fn new(maps: M, now: u64) -> Result<Self, MapError> {
         let planner = Planner::new(&maps.read()?, now);
-        Ok(Self { maps, planner, failures: 0 })
+        let sweeps = Sweeps::new(planner.actual());
+        Ok(Self { maps, planner, sweeps, failures: 0 })
     }
 
     /// Brings the maps as near to `desired` as they get. A failure loses nothing: what was carried
@@ -58,6 +74,9 @@ impl<M: Maps> Reconciler<M> {
         let Plan { ops, problems } = self.planner.plan(desired, facts, flows, now);
         let (applied, failure) = self.maps.apply(&ops);
         self.planner.commit(&ops[..applied]);
+        if failure.is_none() {
+            self.sweeps.published(desired);
+        }
 
         self.failures = match (&failure, applied) {
             (None, _) => 0,
@@ -71,6 +90,30 @@ impl<M: Maps> Reconciler<M> {
             self.planner.is_waiting().then_some(QUARANTINE)
         };
         Outcome { planned: ops.len(), applied, failure, problems, retry_after }
+    }
+
+    /// Ends the UDP flows to backends that do not serve any more, if that is due. `now` as for
+    /// [`Self::reconcile`], after which this belongs: a flow that is ended while the old table is
+    /// still published begins again from there.
+    pub fn sweep_udp(&mut self, now: u64) -> Swept {
+        let mut swept = Swept::default();
+        if let Some(serving) = self.sweeps.begin(now) {
+            match self.maps.udp_flows() {
+                Ok(flows) => {
+                    swept.looked_at = Some(flows.len());
+                    for flow in serving.stale(flows) {
+                        match self.maps.end_flow(&flow) {
+                            Ok(ended) => swept.ended += usize::from(ended),
+                            Err(error) => swept.failure = Some(error),
+                        }
+                    }
+                }
+                Err(error) => swept.failure = Some(error),
+            }
+            self.sweeps.swept(now, swept.ended == 0 && swept.failure.is_none());
+        }
+        swept.retry_after = self.sweeps.wait(now);
+        swept
     }
 
     /// What the maps hold.

@@ -24,6 +24,12 @@ impl<A> Backend<A> {
     /// No table names it any more: flows to it go on, but nothing new begins.
     pub const RETIRED: u16 = 1 << 1;
 
+    /// Whether no table names the backend any more.
+    #[inline(always)]
+    pub const fn is_retired(&self) -> bool {
+        self.flags & Self::RETIRED != 0
+    }
+
     /// Whether the backend is on this node.
     #[inline(always)]
     pub const fn is_local(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lbxdp_common::{Descriptor, FrontendInfo};
+use lbxdp_common::{Backend, Descriptor, FrontendInfo};
 
 use super::{Actual, BackendEntry, MapOp};
 use crate::model::Family;
@@ -38,6 +38,25 @@ impl BackendEntry {
             Self::V4(backend) => backend.is_local(),
             Self::V6(backend) => backend.is_local(),
         }
+    }
+
+    /// Whether no table names it any more.
+    pub const fn is_retired(&self) -> bool {
+        match self {
+            Self::V4(backend) => backend.is_retired(),
+            Self::V6(backend) => backend.is_retired(),
+        }
+    }
+
+    /// The same backend, retired or not.
+    pub const fn with_retired(mut self, is_retired: bool) -> Self {
+        const FLAG: u16 = Backend::<[u8; 4]>::RETIRED;
+        let flags = match &mut self {
+            Self::V4(backend) => &mut backend.flags,
+            Self::V6(backend) => &mut backend.flags,
+        };
+        *flags = if is_retired { *flags | FLAG } else { *flags & !FLAG };
+        self
     }
 
     /// Whether it empties its slot.

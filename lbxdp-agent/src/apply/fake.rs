@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lbxdp_common::{AddressFlags, Descriptor, TableBlock, TableRef};
 
-use super::{Actual, BackendEntry, MapError, MapOp, Maps};
+use super::{Actual, BackendEntry, FlowEntry, MapError, MapOp, Maps};
 use crate::model::{Family, FrontendAddr};
 use crate::quarantine::QUARANTINE;
 use crate::slab::BlockRange;
@@ -18,6 +18,8 @@ pub struct FakeMaps {
     pub actual: Actual,
     /// What [`Maps::flow_addresses`] answers.
     pub flows: BTreeSet<IpAddr>,
+    /// What [`Maps::udp_flows`] answers.
+    pub udp_flows: Vec<FlowEntry>,
     /// The time at which the next operations are carried out, in nanoseconds.
     pub now: u64,
     /// When a block was last part of a published range.
@@ -104,6 +106,7 @@ impl FakeMaps {
         let before = self.actual.backends.get(&(family, id)).map(BackendEntry::addr);
         if in_use {
             assert_eq!(before, Some(addr), "{backend:?}: {id} is in a published table");
+            assert!(!backend.is_retired(), "{backend:?}: {id} is retired in a published table");
         }
         if let Some((other, seen)) = self.backend_seen.get(&(family, id))
             && self.is_recent(*seen)
@@ -113,6 +116,7 @@ impl FakeMaps {
         let taken = self.actual.backends.iter().find(|(key, entry)| {
             key.0 == family && key.1 != id && addr.port() != 0 && entry.addr() == addr
         });
+        let taken = taken.filter(|_| before != Some(addr));
         assert_eq!(taken, None, "{backend:?}: has an id");
     }
 
@@ -137,10 +141,10 @@ impl FakeMaps {
             assert_eq!(range.indices().start % range.blocks(), 0, "{range:?} is not aligned");
             assert!(range.indices().end <= self.actual.tables.len(), "{range:?} leaves the slab");
             for backend in self.ids(range) {
-                assert!(
-                    self.actual.backends.contains_key(&(family, backend)),
-                    "{range:?} names {family} backend {backend}, which is not set"
-                );
+                let entry = self.actual.backends.get(&(family, backend));
+                let name = format!("{range:?} names {family} backend {backend}");
+                let Some(entry) = entry else { panic!("{name}, which is not set") };
+                assert!(!entry.is_retired(), "{name}, which is retired");
             }
         }
     }
@@ -195,6 +199,28 @@ impl Maps for FakeMaps {
 
     fn flow_addresses(&self) -> Result<BTreeSet<IpAddr>, MapError> {
         Ok(self.flows.clone())
+    }
+
+    fn udp_flows(&self) -> Result<Vec<FlowEntry>, MapError> {
+        Ok(self.udp_flows.clone())
+    }
+
+    fn end_flow(&mut self, flow: &FlowEntry) -> Result<bool, MapError> {
+        let before = self.udp_flows.len();
+        self.udp_flows.retain(|other| other != flow && !is_other_half(flow, other));
+        Ok(self.udp_flows.len() < before)
+    }
+}
+
+fn is_other_half(flow: &FlowEntry, other: &FlowEntry) -> bool {
+    match (flow, other) {
+        (FlowEntry::V4(key, flow), FlowEntry::V4(sibling, other)) => {
+            flow.sibling_key(key) == *sibling && other.undoes(key)
+        }
+        (FlowEntry::V6(key, flow), FlowEntry::V6(sibling, other)) => {
+            flow.sibling_key(key) == *sibling && other.undoes(key)
+        }
+        (FlowEntry::V4(..), FlowEntry::V6(..)) | (FlowEntry::V6(..), FlowEntry::V4(..)) => false,
     }
 }
 
@@ -258,6 +284,23 @@ mod tests {
     #[should_panic(expected = "is in a published table")]
     fn a_published_backend_is_not_replaced() {
         FakeMaps::default().apply(&[backend(80), table(), descriptor(), backend(81)]);
+    }
+
+    fn retired() -> MapOp {
+        let MapOp::SetBackend { id, backend } = backend(80) else { unreachable!() };
+        MapOp::SetBackend { id, backend: backend.with_retired(true) }
+    }
+
+    #[test]
+    #[should_panic(expected = "which is retired")]
+    fn a_table_of_retired_backends_is_not_published() {
+        FakeMaps::default().apply(&[retired(), table(), descriptor()]);
+    }
+
+    #[test]
+    #[should_panic(expected = "is retired in a published table")]
+    fn a_published_backend_is_not_retired() {
+        FakeMaps::default().apply(&[backend(80), table(), descriptor(), retired()]);
     }
 
     #[test]

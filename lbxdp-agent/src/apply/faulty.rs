@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::{Actual, MapError, MapOp, Maps};
+use super::{Actual, FlowEntry, MapError, MapOp, Maps};
 
 /// Maps of which a share of the operations fails.
 #[derive(Debug)]
@@ -50,5 +50,17 @@ impl<M: Maps> Maps for FaultyMaps<M> {
 
     fn flow_addresses(&self) -> Result<BTreeSet<IpAddr>, MapError> {
         self.inner.flow_addresses()
+    }
+
+    fn udp_flows(&self) -> Result<Vec<FlowEntry>, MapError> {
+        self.inner.udp_flows()
+    }
+
+    fn end_flow(&mut self, flow: &FlowEntry) -> Result<bool, MapError> {
+        if self.fails() {
+            let source = std::io::Error::other("failed on purpose");
+            return Err(MapError { map: "faulty", key: format!("{flow:?}"), source });
+        }
+        self.inner.end_flow(flow)
     }
 }

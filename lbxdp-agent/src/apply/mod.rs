@@ -6,6 +6,7 @@
 mod carry_out;
 pub mod fake;
 pub mod faulty;
+mod flow;
 pub mod pinned;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use lbxdp_common::{
     AddressFlags, Backend, Descriptor, FrontendInfo, TableBlock, limits::TABLE_BLOCKS,
 };
 
+pub use self::flow::FlowEntry;
 use crate::model::{Family, FrontendAddr};
 
 /// A value of `backends_v4` or `backends_v6`.
@@ -149,4 +151,11 @@ pub trait Maps {
     /// Addresses, of frontends and of backends, that flows which are not over still use. Decides
     /// when a tombstone goes and when a backend's id and address are free again.
     fn flow_addresses(&self) -> Result<BTreeSet<IpAddr>, MapError>;
+
+    /// Both halves of every UDP flow, expired ones too.
+    fn udp_flows(&self) -> Result<Vec<FlowEntry>, MapError>;
+
+    /// Removes a flow, given one of its halves: each half unless it is another flow's by now. Says
+    /// whether there was anything to remove.
+    fn end_flow(&mut self, flow: &FlowEntry) -> Result<bool, MapError>;
 }

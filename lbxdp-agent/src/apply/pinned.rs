@@ -10,10 +10,11 @@ use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuArray, PerCpuValues};
 use lbxdp_common::{
     AddressFlags, Backend, Counter, Descriptor, Device, DropReason, Flow, FlowKey, FrontendInfo,
-    FrontendKey, FrontendStats, Octets, TableBlock, limits::TABLE_BLOCKS,
+    FrontendKey, FrontendStats, IPPROTO_UDP, Octets, TableBlock, limits::TABLE_BLOCKS,
 };
 
-use super::{Actual, BackendEntry, MapError, MapOp, Maps};
+pub use super::FlowEntry;
+use super::{Actual, BackendEntry, MapError, MapOp, Maps, flow};
 use crate::model::{Family, FrontendAddr, Protocol};
 use crate::pins::Pins;
 use crate::sys::{self, Access, MmapArray};
@@ -113,7 +114,7 @@ fn lacks_batches(error: &io::Error) -> bool {
 }
 
 /// An address family, as the names of its maps and the conversions of its addresses.
-trait Addr: Octets + Pod {
+trait Addr: Octets + Pod + Into<IpAddr> {
     const FAMILY: Family;
     const ADDRESSES: &'static str;
     const FRONTENDS: &'static str;
@@ -350,22 +351,36 @@ impl<A: Addr> FamilyMaps<A> {
             if flow.expired(now) {
                 continue;
             }
-            let (frontend, backend) =
-                if flow.has(Flow::<A>::REPLY) { (flow.src, key.src) } else { (key.dst, flow.dst) };
+            let (frontend, backend) = flow::ends(&key, &flow);
             into.insert(frontend.ip());
             into.insert(backend.ip());
         }
         Ok(())
     }
-}
 
-/// An entry of a flow table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FlowEntry {
-    /// IPv4.
-    V4(FlowKey<[u8; 4]>, Flow<[u8; 4]>),
-    /// IPv6.
-    V6(FlowKey<[u8; 16]>, Flow<[u8; 16]>),
+    /// See [`Maps::end_flow`].
+    fn end_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<bool, MapError> {
+        let sibling = flow.sibling_key(key);
+        let leads_there = |now: &Flow<A>| now.sibling_key(key) == sibling;
+        let ended = self.remove_flow(key, leads_there)?;
+        Ok(self.remove_flow(&sibling, |now| now.undoes(key))? || ended)
+    }
+
+    /// Removes an entry if it is the one that is meant. Between the look and the removal it may
+    /// become another flow's: that one then loses a half, which its next packet puts back.
+    fn remove_flow(
+        &mut self,
+        key: &FlowKey<A>,
+        is_meant: impl Fn(&Flow<A>) -> bool,
+    ) -> Result<bool, MapError> {
+        let removed = match self.flows.map.get(key, 0).map_err(io_error) {
+            Ok(flow) if is_meant(&flow) => or_missing(self.flows.map.remove(key)).map(|()| true),
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        };
+        removed.map_err(map_error(A::FLOWS, format!("{key:?}")))
+    }
 }
 
 /// How much is programmed.
@@ -579,5 +594,16 @@ impl Maps for PinnedMaps {
         self.v4.flow_addresses(now, &mut addresses)?;
         self.v6.flow_addresses(now, &mut addresses)?;
         Ok(addresses)
+    }
+
+    fn udp_flows(&self) -> Result<Vec<FlowEntry>, MapError> {
+        Ok(self.flows()?.filter(|flow| flow.protocol() == IPPROTO_UDP).collect())
+    }
+
+    fn end_flow(&mut self, flow: &FlowEntry) -> Result<bool, MapError> {
+        match flow {
+            FlowEntry::V4(key, flow) => self.v4.end_flow(key, flow),
+            FlowEntry::V6(key, flow) => self.v6.end_flow(key, flow),
+        }
     }
 }

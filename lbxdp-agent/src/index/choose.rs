@@ -20,7 +20,8 @@ pub(super) struct Lists {
     /// on this node: a ready one there is a ready one here, and if none is ready there, none is
     /// here.
     pub local: BTreeSet<SocketAddr>,
-    /// All that serve, in whatever list or none.
+    /// All that serve, in whatever list or none: UDP flows to them go on (kube-proxy
+    /// `conntrack/cleanup.go`).
     pub serving: BTreeSet<SocketAddr>,
 }
 

@@ -34,8 +34,10 @@ pub(super) struct Endpoint {
 /// Whether an endpoint may get new connections. Later ones allow more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum State {
-    /// Never.
+    /// Never, and what it has is over as well.
     Unusable,
+    /// Never, but it says that it serves: it keeps what it has.
+    Serving,
     /// If nobody is ready: it ends, but still serves (KEP-1669).
     Draining,
     /// Yes. A terminating one too, if the slice says so: that is how `publishNotReadyAddresses`
@@ -51,10 +53,12 @@ impl State {
         };
         if says(|c| c.ready, true) {
             Self::Ready
-        } else if says(|c| c.serving, true) && says(|c| c.terminating, false) {
+        } else if !says(|c| c.serving, true) {
+            Self::Unusable
+        } else if says(|c| c.terminating, false) {
             Self::Draining
         } else {
-            Self::Unusable
+            Self::Serving
         }
     }
 }

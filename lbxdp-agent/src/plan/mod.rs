@@ -135,6 +135,7 @@ impl Planner {
         let going = self.going_backends(&used, now);
         self.plan_addresses(&draft, &going, flows, &mut problems, &mut ops);
         self.plan_removals(&draft, &mut ops);
+        self.plan_retirements(&used, &going, &mut ops);
         ops.extend(
             going.iter().map(|(family, id)| MapOp::SetBackend {
                 id: *id,
@@ -336,10 +337,11 @@ impl Planner {
         for key in &used {
             // Missing where a frontend keeps a table that is out of date: its backends stay as
             // they are.
-            if let Some(entry) = draft.backends.get(key)
-                && self.actual.backends.get(key) != Some(entry)
-            {
-                ops.push(MapOp::SetBackend { id: key.1, backend: *entry });
+            let before = self.actual.backends.get(key);
+            let Some(entry) = draft.backends.get(key).or(before) else { continue };
+            let entry = entry.with_retired(false);
+            if before != Some(&entry) {
+                ops.push(MapOp::SetBackend { id: key.1, backend: entry });
             }
         }
         for range in ranges {
@@ -380,6 +382,21 @@ impl Planner {
     fn going_backends(&self, used: &BTreeSet<(Family, u32)>, now: u64) -> BTreeSet<(Family, u32)> {
         let keys = self.actual.backends.keys().copied();
         keys.filter(|key| !used.contains(key) && self.backends.may_go(*key, now)).collect()
+    }
+
+    /// Backends that no table names any more and that rest until they may go. Only after the last
+    /// table is gone: until then, clients may begin something new with them.
+    fn plan_retirements(
+        &self,
+        used: &BTreeSet<(Family, u32)>,
+        going: &BTreeSet<(Family, u32)>,
+        ops: &mut Vec<MapOp>,
+    ) {
+        for (key, entry) in &self.actual.backends {
+            if !used.contains(key) && !going.contains(key) && !entry.is_retired() {
+                ops.push(MapOp::SetBackend { id: key.1, backend: entry.with_retired(true) });
+            }
+        }
     }
 
     fn plan_addresses(

@@ -93,6 +93,7 @@ fn kinds(plan: &Plan) -> Vec<&'static str> {
         .iter()
         .map(|op| match op {
             MapOp::SetBackend { backend, .. } if backend.is_unused() => "clear backend",
+            MapOp::SetBackend { backend, .. } if backend.is_retired() => "retire backend",
             MapOp::SetBackend { .. } => "backend",
             MapOp::WriteTable { .. } => "table",
             MapOp::SetDescriptor { descriptor, .. } if *descriptor == Descriptor::default() => {
@@ -122,7 +123,7 @@ fn a_frontend_is_found_last_and_hidden_first() {
 
     world.desired = Desired::default();
     let plan = world.run(None);
-    let order = ["address", "remove frontend", "clear descriptor", "clear info"];
+    let order = ["address", "remove frontend", "clear descriptor", "clear info", "retire backend"];
     assert_eq!(kinds(&plan), order);
 }
 
@@ -169,14 +170,15 @@ fn another_endpoint_set_is_one_store_to_another_range() {
     let before = world.descriptor("10.96.0.1:80");
     world.set("10.96.0.1:80", FrontendKind::ClusterIp, "a", serve(&["10.1.0.1:80", "10.1.0.3:80"]));
     let plan = world.run(None);
-    assert_eq!(kinds(&plan), ["backend", "table", "descriptor"]);
+    assert_eq!(kinds(&plan), ["backend", "table", "descriptor", "retire backend"]);
     let after = world.descriptor("10.96.0.1:80");
     assert_ne!(TableRef(before.external).first_block(), TableRef(after.external).first_block());
 
     // Back at once: the first range still rests, so it is a third one.
     world.set("10.96.0.1:80", FrontendKind::ClusterIp, "a", serve(&["10.1.0.1:80", "10.1.0.2:80"]));
     let plan = world.run(None);
-    assert_eq!(kinds(&plan), ["table", "descriptor"], "the backend still has its id");
+    // The backend still has its id.
+    assert_eq!(kinds(&plan), ["backend", "table", "descriptor", "retire backend"]);
     assert_ne!(world.descriptor("10.96.0.1:80"), before);
 }
 
@@ -194,6 +196,34 @@ fn a_backend_goes_a_second_after_its_last_table() {
     world.maps.now = SECOND;
     assert_eq!(kinds(&world.run(None)), ["clear backend"]);
     assert!(!world.planner.is_waiting());
+}
+
+#[test]
+fn a_backend_is_retired_while_no_table_names_it() {
+    let mut world = World::new();
+    let retired = |world: &World| -> Vec<SocketAddr> {
+        let backends = world.maps.actual.backends.values();
+        backends.filter(|entry| entry.is_retired()).map(BackendEntry::addr).collect()
+    };
+    world.desired.local_backends.insert("10.1.0.2:80".parse().unwrap());
+    world.set("10.96.0.1:80", FrontendKind::ClusterIp, "a", serve(&["10.1.0.1:80", "10.1.0.2:80"]));
+    world.set("10.96.0.2:80", FrontendKind::ClusterIp, "b", serve(&["10.1.0.1:80", "10.1.0.3:80"]));
+    world.run(None);
+    assert_eq!(retired(&world), []);
+    // Another table still names 10.1.0.1.
+    world.set("10.96.0.1:80", FrontendKind::ClusterIp, "a", Endpoints::Drop);
+    world.run(None);
+    assert_eq!(retired(&world), ["10.1.0.2:80".parse().unwrap()]);
+    let entry = world.maps.actual.backends.values().find(|entry| entry.is_retired());
+    assert!(entry.is_some_and(BackendEntry::is_local), "otherwise it is what it was");
+
+    // A new agent sees the same, and a table that names it again brings it back.
+    world.maps.now += SECOND;
+    world.planner = Planner::new(&world.maps.actual, world.maps.now);
+    assert_eq!(world.run(None).ops, []);
+    world.set("10.96.0.1:80", FrontendKind::ClusterIp, "a", serve(&["10.1.0.2:80"]));
+    assert_eq!(kinds(&world.run(None)), ["backend", "table", "descriptor"]);
+    assert_eq!(retired(&world), []);
 }
 
 #[test]
@@ -288,7 +318,7 @@ fn a_frontend_that_changes_owner_keeps_its_id() {
     let id = world.maps.actual.frontends[&frontend("203.0.113.1:80")];
     world.set("203.0.113.1:80", FrontendKind::ExternalIp, "b", serve(&["10.1.0.2:80"]));
     let plan = world.run(None);
-    assert_eq!(kinds(&plan), ["backend", "table", "info", "descriptor"]);
+    assert_eq!(kinds(&plan), ["backend", "table", "info", "descriptor", "retire backend"]);
     assert_eq!(world.maps.actual.frontends[&frontend("203.0.113.1:80")], id);
 }
 

@@ -1,6 +1,6 @@
 //! The choice of a backend.
 
-use lbxdp_common::{Backend, Octets as _, TABLE_BLOCK, TablePolicy, TableRef};
+use lbxdp_common::{Backend, Flow, Octets as _, TABLE_BLOCK, TablePolicy, TableRef};
 
 use crate::{family::Family, lookup::maps};
 
@@ -69,4 +69,14 @@ pub fn choose<F: Family>(
         return Err(NoChoice::Missing);
     }
     Ok(Choice { id, backend })
+}
+
+/// Whether the backend that `flow`, a request's half, leads to may still get new flows: it has its id
+/// as yet, and some table names it. Ids are given to others a second after the last table, but flows
+/// last.
+#[inline(always)]
+pub fn takes_new_flows<F: Family>(flow: &Flow<F::Addr>) -> bool {
+    F::backend_map().get(flow.backend).is_some_and(|backend| {
+        backend.port == flow.dst_port && backend.addr == flow.dst && !backend.is_retired()
+    })
 }

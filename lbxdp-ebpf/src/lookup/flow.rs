@@ -12,7 +12,10 @@ use lbxdp_common::{Counter, Flow, FlowKey, FlowState, Hook, IPPROTO_TCP};
 use crate::{
     family::Family,
     globals,
-    lookup::{backend::Choice, count},
+    lookup::{
+        backend::{self, Choice},
+        count,
+    },
     parse::{ACK, FIN, Kind, RST, SYN},
     work::Work,
 };
@@ -55,8 +58,13 @@ pub fn follow<F: Family>(work: &mut Work<F::Addr>, hook: Hook, now: u64) -> bool
     // SAFETY: as above.
     let is_mine = sibling.map(|sibling| unsafe { (*sibling).undoes(key) });
 
-    let reopened = flow.state == FlowState::Closing as u8 && segment.tcp_flags & (SYN | ACK) == SYN;
-    if flow.expired(now) || reopened {
+    // The client begins again, where the old connection is over or nothing new may begin: its packet
+    // chooses anew. A live flow is kept, because anybody can send a SYN in a client's name.
+    let is_restart = key.protocol == IPPROTO_TCP
+        && segment.tcp_flags & (SYN | ACK) == SYN
+        && (flow.state == FlowState::Closing as u8
+            || !flow.has(Flow::<F::Addr>::REPLY) && !backend::takes_new_flows::<F>(flow));
+    if flow.expired(now) || is_restart {
         remove::<F>(key);
         if is_mine == Some(true) {
             remove::<F>(reply_key);

@@ -12,4 +12,5 @@ mod input;
 mod rebuild;
 mod restart;
 mod spread;
+mod udp;
 mod world;

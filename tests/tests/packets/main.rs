@@ -9,6 +9,7 @@ mod forwarding;
 mod fragments;
 mod frames;
 mod noise;
+mod restarts;
 mod rig;
 
 use std::net::SocketAddr;

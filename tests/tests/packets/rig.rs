@@ -228,6 +228,38 @@ impl Rig {
         id
     }
 
+    /// Says that no table names a backend any more.
+    pub fn retire(&mut self, family: IpAddr, id: u32) {
+        if family.is_ipv4() {
+            self.change_backend::<[u8; 4]>("backends_v4", id, |backend| {
+                backend.flags |= Backend::<[u8; 4]>::RETIRED;
+            });
+        } else {
+            self.change_backend::<[u8; 16]>("backends_v6", id, |backend| {
+                backend.flags |= Backend::<[u8; 16]>::RETIRED;
+            });
+        }
+    }
+
+    /// Gives a backend another port; zero makes its id unused.
+    pub fn set_backend_port(&mut self, family: IpAddr, id: u32, port: u16) {
+        if family.is_ipv4() {
+            self.change_backend::<[u8; 4]>("backends_v4", id, |backend| backend.port = port);
+        } else {
+            self.change_backend::<[u8; 16]>("backends_v6", id, |backend| backend.port = port);
+        }
+    }
+
+    fn change_backend<A>(&mut self, map: &str, id: u32, change: impl FnOnce(&mut Backend<A>))
+    where
+        Backend<A>: Pod,
+    {
+        let mut map = self.array::<Backend<A>>(map);
+        let mut backend = map.get(&id, 0).expect("in range");
+        change(&mut backend);
+        map.set(id, backend, 0).expect("in range");
+    }
+
     /// A frontend on a service address that chooses among `backends` (sixteen slots, in turn).
     pub fn frontend(&mut self, addr: SocketAddr, protocol: u8, backends: &[u32]) -> u32 {
         let block = self.next_block;

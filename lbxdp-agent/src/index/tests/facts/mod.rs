@@ -6,6 +6,7 @@
 
 mod endpoints;
 mod services;
+mod state;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -32,6 +33,8 @@ enum Step {
     Devices(BTreeSet<IpAddr>),
     /// These frontends follow, see [`show`].
     Serves(Vec<&'static str>),
+    /// UDP flows of these frontends go on to these backends, see [`show_serving`].
+    KeepsFlows(Vec<&'static str>),
     /// There is exactly one problem, of which this is a part.
     Complains(&'static str),
     /// There is no problem.
@@ -59,6 +62,10 @@ impl Fact {
 
     fn serves<const N: usize>(self, lines: [&'static str; N]) -> Self {
         self.step(Step::Serves(lines.into()))
+    }
+
+    fn keeps_flows<const N: usize>(self, lines: [&'static str; N]) -> Self {
+        self.step(Step::KeepsFlows(lines.into()))
     }
 
     fn complains(self, part: &'static str) -> Self {
@@ -93,7 +100,8 @@ impl Fact {
         let (first, rest) = steps.split_first().expect("a step");
         let Step::Apply(objects) = first else { panic!("{says}: no objects") };
         assert!(!source.is_empty(), "{says}");
-        assert!(rest.iter().any(|step| matches!(step, Step::Serves(_))), "{says}");
+        let is_checked = |step: &Step| matches!(step, Step::Serves(_) | Step::KeepsFlows(_));
+        assert!(rest.iter().any(is_checked), "{says}");
         for order in orders(objects) {
             let mut index = Index::new(NODE).with_config(config.clone());
             index.set_device_addresses(devices.clone());
@@ -114,6 +122,9 @@ fn take(index: &mut Index, step: Step, says: &str) {
         Step::Delete(id) => index.delete(&id),
         Step::Devices(addresses) => drop(index.set_device_addresses(addresses)),
         Step::Serves(lines) => assert_eq!(show(&index.desired().0), lines, "{says}"),
+        Step::KeepsFlows(lines) => {
+            assert_eq!(show_serving(&index.desired().0), lines, "{says}");
+        }
         Step::Complains(part) => {
             let problems = index.desired().1;
             assert_eq!(problems.len(), 1, "{says}: {problems:?}");
@@ -153,8 +164,20 @@ fn show(desired: &Desired) -> Vec<String> {
     desired.frontends.iter().map(line).collect()
 }
 
-/// Endpoint 10.0.0.`number`, described in words: `here` or `there`; `ready`, `unready`, `draining`
-/// or `failing` (terminating, and no longer serving); `node=x` and `zone=x` for hints.
+/// `address: backend …` with backends as [`show`] has them.
+fn show_serving(desired: &Desired) -> Vec<String> {
+    let line = |(addr, frontend): (&FrontendAddr, &Frontend)| {
+        let mut line = format!("{addr}:");
+        for backend in &frontend.serving {
+            write!(line, " {backend}").unwrap();
+        }
+        line.replace("10.0.0.", "#").replace(":8080", "")
+    };
+    desired.frontends.iter().map(line).collect()
+}
+
+/// Endpoint 10.0.0.`number`, described in words: `here` or `there`; `ready`, `unready`, `serving`
+/// (not ready, but says that it serves), `draining` or `failing` (terminating, and no longer serving); `node=x` and `zone=x` for hints.
 fn endpoint((number, words): &(u8, &str)) -> Value {
     let mut endpoint = json!({"addresses": [format!("10.0.0.{number}")]});
     let (mut nodes, mut zones) = (Vec::new(), Vec::new());
@@ -164,6 +187,7 @@ fn endpoint((number, words): &(u8, &str)) -> Value {
             "there" => json!({"nodeName": "node-2"}),
             "ready" => conditions(true, true, false),
             "unready" => conditions(false, false, false),
+            "serving" => conditions(false, true, false),
             "draining" => conditions(false, true, true),
             "failing" => conditions(false, false, true),
             hint => {
@@ -218,7 +242,7 @@ fn labelled(mut object: Sourced<Object>, key: &str) -> Sourced<Object> {
 }
 
 fn rows() -> Vec<Fact> {
-    endpoints::rows().into_iter().chain(services::rows()).collect()
+    [endpoints::rows(), services::rows(), state::rows()].into_iter().flatten().collect()
 }
 
 #[test]

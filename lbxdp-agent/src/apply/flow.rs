@@ -1,0 +1,45 @@
+//! Entries of the flow tables, as the agent reads them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lbxdp_common::{Flow, FlowKey, Octets};
+
+/// An entry of a flow table: one half of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowEntry {
+    /// IPv4.
+    V4(FlowKey<[u8; 4]>, Flow<[u8; 4]>),
+    /// IPv6.
+    V6(FlowKey<[u8; 16]>, Flow<[u8; 16]>),
+}
+
+impl FlowEntry {
+    /// IANA protocol number.
+    pub const fn protocol(&self) -> u8 {
+        match self {
+            Self::V4(key, _) => key.protocol,
+            Self::V6(key, _) => key.protocol,
+        }
+    }
+
+    /// The frontend and the backend. Each half says both, so none depends on the other.
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        match self {
+            Self::V4(key, flow) => ends(key, flow),
+            Self::V6(key, flow) => ends(key, flow),
+        }
+    }
+}
+
+/// See [`FlowEntry::ends`].
+pub(super) fn ends<A>(key: &FlowKey<A>, flow: &Flow<A>) -> (SocketAddr, SocketAddr)
+where
+    A: Octets + Into<IpAddr>,
+{
+    let of = |addr: A, port| SocketAddr::new(addr.into(), port);
+    if flow.has(Flow::<A>::REPLY) {
+        (of(flow.src, flow.src_port), of(key.src, key.src_port))
+    } else {
+        (of(key.dst, key.dst_port), of(flow.dst, flow.dst_port))
+    }
+}

@@ -1,0 +1,131 @@
+//! UDP flows follow their Service. Nothing in a datagram says that a flow is over, so a client that
+//! keeps its source port would be sent to a backend that is gone for ever.
+//!
+//! A flow stays as long as its backend serves its frontend: whether the backend is ready or ends, and
+//! what policies and hints say now, does not matter (kube-proxy `conntrack/cleanup.go`, with the
+//! fixes for Services without endpoints and for deleted ones). Flows are compared with what should
+//! be, not with what has changed, so nothing is missed while no agent runs. Only UDP: a TCP
+//! connection ends when the pod does.
+//!
+//! Time is an input: nanoseconds of any clock that does not go backwards.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lbxdp_common::{AddressFlags, IPPROTO_UDP};
+
+use crate::apply::{Actual, FlowEntry};
+use crate::model::{Desired, Protocol};
+use crate::quarantine::QUARANTINE;
+
+/// Between two sweeps, and from a change to the sweep that may be its last.
+const PAUSE: u64 = QUARANTINE.as_nanos() as u64;
+
+/// The UDP frontends, and the backends that serve each. `None` where that is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Serving(BTreeMap<SocketAddr, Option<BTreeSet<SocketAddr>>>);
+
+impl Serving {
+    /// What the input says.
+    pub fn of(desired: &Desired) -> Self {
+        let udp = desired.frontends.iter().filter(|(addr, _)| addr.protocol == Protocol::Udp);
+        let serving = udp.map(|(addr, frontend)| {
+            let known = !desired.kept.contains(addr);
+            (SocketAddr::new(addr.addr, addr.port), known.then(|| frontend.serving.clone()))
+        });
+        Self(serving.collect())
+    }
+
+    /// The entries of UDP flows that are to go. Other protocols' are left alone.
+    pub fn stale(&self, flows: impl IntoIterator<Item = FlowEntry>) -> Vec<FlowEntry> {
+        flows
+            .into_iter()
+            .filter(|flow| flow.protocol() == IPPROTO_UDP && !self.allows(flow))
+            .collect()
+    }
+
+    fn allows(&self, flow: &FlowEntry) -> bool {
+        let (frontend, backend) = flow.ends();
+        match self.0.get(&frontend) {
+            None => false,
+            Some(None) => true,
+            Some(Some(serving)) => serving.contains(&backend),
+        }
+    }
+
+    /// Whether `next` forbids a flow that this allows.
+    fn allows_more_than(&self, next: &Self) -> bool {
+        self.0.iter().any(|(frontend, serving)| match (serving, next.0.get(frontend)) {
+            (_, Some(None)) => false,
+            (Some(serving), Some(Some(next))) => !serving.is_subset(next),
+            (None, Some(Some(_))) | (_, None) => true,
+        })
+    }
+}
+
+/// When the flow tables are swept: after a start and whenever a backend stops serving, again a
+/// moment later (a program that was running may have begun a flow from the old table meanwhile),
+/// and on until a sweep finds nothing. At most once a second, and never on a node that has had no
+/// UDP frontend.
+#[derive(Debug)]
+pub struct Sweeps {
+    /// What the maps were last made to be, since the start.
+    serving: Option<Serving>,
+    /// There may be UDP flows.
+    is_needed: bool,
+    /// Something to look for has not been looked for since.
+    is_fresh: bool,
+    due: bool,
+    last: Option<u64>,
+}
+
+impl Sweeps {
+    /// For an agent that finds these maps.
+    pub fn new(actual: &Actual) -> Self {
+        let has_frontend = actual.frontends.keys().any(|addr| addr.protocol == Protocol::Udp);
+        // The agent before may have removed frontends and not come to sweep.
+        let has_tombstone =
+            actual.addresses.values().any(|flags| flags.has(AddressFlags::TOMBSTONE));
+        Self {
+            serving: None,
+            is_needed: has_frontend || has_tombstone,
+            is_fresh: false,
+            due: false,
+            last: None,
+        }
+    }
+
+    /// The maps are what `desired` says by now.
+    pub fn published(&mut self, desired: &Desired) {
+        let serving = Serving::of(desired);
+        self.is_needed |= !serving.0.is_empty();
+        let is_less = self.serving.as_ref().is_none_or(|before| before.allows_more_than(&serving));
+        if is_less && self.is_needed {
+            self.is_fresh = true;
+            self.due = true;
+        }
+        self.serving = Some(serving);
+    }
+
+    /// What to compare flows with, if now is the time.
+    pub fn begin(&self, now: u64) -> Option<&Serving> {
+        self.serving.as_ref().filter(|_| self.wait(now) == Some(Duration::ZERO))
+    }
+
+    /// Follows a sweep that began at `now`: whether it was complete and found nothing.
+    pub const fn swept(&mut self, now: u64, is_clean: bool) {
+        self.due = self.is_fresh || !is_clean;
+        self.is_fresh = false;
+        self.last = Some(now);
+    }
+
+    /// How long until the next sweep, if there is to be one.
+    pub fn wait(&self, now: u64) -> Option<Duration> {
+        let rested = self.last.map_or(PAUSE, |last| now.saturating_sub(last));
+        self.due.then(|| Duration::from_nanos(PAUSE.saturating_sub(rested)))
+    }
+}
+
+#[cfg(test)]
+mod tests;
