@@ -61,6 +61,8 @@ pub trait Family: 'static {
     fn backend_map() -> &'static Array<Backend<Self::Addr>, MAX_BACKENDS, MMAPABLE>;
     /// The `flows` map.
     fn flow_map() -> &'static maps::FlowMap<FlowKey<Self::Addr>, Flow<Self::Addr>, MAX_FLOWS>;
+    /// The `sockets` map.
+    fn socket_map() -> &'static maps::SocketMap<Self::Addr>;
     /// The `stats` map.
     fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS>;
 }
@@ -145,6 +147,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn socket_map() -> &'static maps::SocketMap<[u8; 4]> {
+        &maps::sockets_v4
+    }
+
+    #[inline(always)]
     fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS> {
         &maps::stats_v4
     }
@@ -216,6 +223,11 @@ impl Family for V6 {
     #[inline(always)]
     fn flow_map() -> &'static maps::FlowMap<FlowKey<[u8; 16]>, Flow<[u8; 16]>, MAX_FLOWS> {
         &maps::flows_v6
+    }
+
+    #[inline(always)]
+    fn socket_map() -> &'static maps::SocketMap<[u8; 16]> {
+        &maps::sockets_v6
     }
 
     #[inline(always)]

@@ -1,6 +1,7 @@
-//! The three hooks: what each admits, and what each can finish.
+//! The hooks: what each admits, and what each can finish.
 
 pub mod egress;
+pub mod socket;
 pub mod tc;
 pub mod xdp;
 

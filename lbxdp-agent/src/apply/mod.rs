@@ -7,6 +7,7 @@ mod carry_out;
 pub mod fake;
 pub mod faulty;
 pub mod pinned;
+pub mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -9,8 +9,11 @@ use aya_ebpf::{
 };
 use lbxdp_common::{
     AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FrontendInfo, FrontendKey,
-    FrontendStats, TableBlock, counter, drop_reason,
-    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, TABLE_BLOCKS},
+    FrontendStats, SocketKey, SocketPeer, TableBlock, counter, drop_reason,
+    limits::{
+        MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, MAX_SOCKETS,
+        TABLE_BLOCKS,
+    },
 };
 
 use crate::work::Work;
@@ -20,6 +23,9 @@ pub const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// The kind of map that holds flows.
 pub type FlowMap<K, V, const N: usize> = LruHashMap<K, V, N>;
+/// The kind of map that holds sockets. The release hook forgets most of them; the rest (a socket
+/// that failed to connect, or that sent to several frontends) makes room when it is needed.
+pub type SocketMap<A> = LruHashMap<SocketKey<A>, SocketPeer<A>, MAX_SOCKETS>;
 /// The kind of map that holds statistics.
 pub type StatsMap<V, const N: usize> = PerCpuArray<V, N>;
 
@@ -68,6 +74,13 @@ pub static flows_v4: FlowMap<FlowKey<[u8; 4]>, Flow<[u8; 4]>, MAX_FLOWS> = LruHa
 /// Packet as it arrives → packet as it leaves.
 #[btf_map]
 pub static flows_v6: FlowMap<FlowKey<[u8; 16]>, Flow<[u8; 16]>, MAX_FLOWS> = LruHashMap::new();
+
+/// Socket and one of its peers → the other one: what it asked for, or what it got.
+#[btf_map]
+pub static sockets_v4: SocketMap<[u8; 4]> = LruHashMap::new();
+/// Socket and one of its peers → the other one: what it asked for, or what it got.
+#[btf_map]
+pub static sockets_v6: SocketMap<[u8; 16]> = LruHashMap::new();
 
 /// Frontend id → packets and bytes.
 #[btf_map]

@@ -11,3 +11,4 @@ pub mod count;
 pub mod device;
 pub mod flow;
 pub mod maps;
+pub mod socket;

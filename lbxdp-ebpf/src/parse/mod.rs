@@ -8,7 +8,7 @@ pub mod ipv6;
 mod tests;
 pub mod transport;
 
-use lbxdp_common::FlowKey;
+use lbxdp_common::{FlowKey, Octets};
 
 /// Why there is no [`Segment`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,22 @@ pub struct Segment<A> {
     pub ttl: u8,
     /// TCP flags; zero for UDP.
     pub tcp_flags: u8,
+}
+
+impl<A: Octets> Segment<A> {
+    /// A packet that begins with its IP header, before anything of it is read.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        let key = FlowKey {
+            src: A::UNSPECIFIED,
+            dst: A::UNSPECIFIED,
+            src_port: 0,
+            dst_port: 0,
+            protocol: 0,
+            _pad: [0; 3],
+        };
+        Self { key, l3: 0, l4: 0, len: 0, header_len: 0, ttl: 0, tcp_flags: 0 }
+    }
 }
 
 impl<A> Segment<A> {
