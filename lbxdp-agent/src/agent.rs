@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::apply::Maps as _;
 use crate::apply::pinned::PinnedMaps;
+use crate::apply::sockets::SocketMaps;
 use crate::attach::{Config, Dataplane, DeviceStatus, TcKind};
 use crate::device::{Pattern, Rules, Why};
 use crate::index::{self, Index};
@@ -24,16 +25,20 @@ use crate::netlink::{Monitor, Network, Routes};
 use crate::pins::Pins;
 use crate::reconcile::Reconciler;
 use crate::serve::{self, Health};
+use crate::sockets;
 use crate::source::Snapshot;
 use crate::source::manifests::Manifests;
 use crate::source::watch;
-use crate::sys;
+use crate::sys::{self, Access};
 use crate::view;
 
 /// Devices are looked at again at least this often: a refusal may have passed.
 const DEVICES_EVERY: Duration = Duration::from_secs(5);
 /// Flows are read this often while an address waits for its last flow to end.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// Sockets are read this often while some are stale, and once more so long after a change: a call
+/// that was under way may have chosen by what was there before.
+const SOCKETS_EVERY: Duration = Duration::from_secs(1);
 
 /// The programs' log is looked into this often.
 const LOG_EVERY: Duration = Duration::from_millis(100);
@@ -94,6 +99,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         forward_packet_log(&mut dataplane)?;
     }
     let maps = dataplane.maps()?;
+    let socket_maps = SocketMaps::open(dataplane.pins(), Access::ReadWrite)?;
     let monitor = Monitor::start().context("following the network by netlink")?;
     let mut network = monitor.subscribe();
     let mut agent = Agent {
@@ -104,6 +110,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         sources: BTreeMap::new(),
         sources_version: None,
         reconciler: Reconciler::new(maps, sys::coarse_ns())?,
+        socket_maps,
         dataplane,
         rules: Rules {
             named: devices,
@@ -121,6 +128,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut devices_due = Instant::now();
     let mut sweep_due = Instant::now() + SWEEP_EVERY;
     let mut retry_due = Some(Instant::now());
+    let mut sockets_due = None;
+    let mut sockets_changed = Instant::now();
     loop {
         let now = Instant::now();
         let mut sweep = false;
@@ -132,13 +141,21 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             let current = Arc::clone(&network.borrow_and_update());
             retry_due = agent.reconcile(&current, sweep).map(|wait| Instant::now() + wait);
             devices_due = now;
+            sockets_changed = Instant::now();
+            sockets_due = Some(sockets_changed);
         }
         if devices_due <= now {
             let current = Arc::clone(&network.borrow());
             agent.attach(&current);
             devices_due = Instant::now() + DEVICES_EVERY;
         }
-        let wake = retry_due.map_or(devices_due, |due| due.min(devices_due)).min(sweep_due);
+        if sockets_due.is_some_and(|due| due <= Instant::now()) {
+            let is_settled = sockets_changed.elapsed() >= SOCKETS_EVERY;
+            let again = agent.sweep_sockets() || !is_settled;
+            sockets_due = again.then(|| Instant::now() + SOCKETS_EVERY);
+        }
+        let wake = [retry_due, sockets_due].into_iter().flatten().fold(devices_due, Instant::min);
+        let wake = wake.min(sweep_due);
         tokio::select! {
             () = watcher.changed() => {
                 if let Some(snapshot) = source.refresh() {
@@ -169,6 +186,7 @@ struct Agent {
     sources: BTreeMap<IpAddr, Option<IpAddr>>,
     sources_version: Option<u64>,
     reconciler: Reconciler<PinnedMaps>,
+    socket_maps: SocketMaps,
     dataplane: Dataplane,
     rules: Rules,
     source_problems: Vec<Problem>,
@@ -288,6 +306,32 @@ impl Agent {
                 self.health.attached(false);
             }
         }
+        self.health.sockets(self.dataplane.sockets().error().is_none());
+    }
+
+    /// Lets UDP sockets choose anew whose backend serves no more, or fails what they send. Whether
+    /// to look again soon.
+    fn sweep_sockets(&mut self) -> bool {
+        if !self.dataplane.sockets().are_wanted() {
+            return false;
+        }
+        let sockets::Sweep { ops, stale } = match self.socket_maps.udp() {
+            Ok(entries) => sockets::sweep(&entries, &self.desired),
+            Err(error) => {
+                tracing::warn!(%error, "reading sockets");
+                return true;
+            }
+        };
+        self.dataplane.set_stale_sockets(stale > 0);
+        for op in &ops {
+            if let Err(error) = self.socket_maps.apply(op) {
+                tracing::warn!(%error, "changing sockets");
+            }
+        }
+        if !ops.is_empty() {
+            tracing::info!(changed = ops.len(), stale, "sockets whose backend serves no more");
+        }
+        stale > 0 || !ops.is_empty()
     }
 
     /// Logs each problem once while it lasts.

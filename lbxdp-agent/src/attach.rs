@@ -12,6 +12,8 @@
 //! Nothing here is stored for later: what is attached is read back from pins and netlink, which
 //! also tells the status while no agent runs ([`read_status`]).
 
+pub mod cgroup;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::RangeInclusive;
@@ -63,6 +65,8 @@ pub struct Config {
     pub log_level: u8,
     /// How tc programs are attached.
     pub tc: TcMode,
+    /// The cgroup (v2) whose sockets are served, if any.
+    pub cgroup: Option<PathBuf>,
     /// Loads the XDP program without frags even where the kernel could: for tests.
     pub without_frags: bool,
 }
@@ -74,6 +78,7 @@ impl Default for Config {
             snat_ports: 61_000..=65_535,
             log_level: 0,
             tc: TcMode::Auto,
+            cgroup: None,
             without_frags: false,
         }
     }
@@ -122,12 +127,19 @@ struct Loaded {
     id: u32,
 }
 
+impl Loaded {
+    fn of(fd: BorrowedFd<'_>) -> anyhow::Result<Self> {
+        Ok(Self { fd: fd.try_clone_to_owned()?, id: sys::prog_id(fd)? })
+    }
+}
+
 /// The loaded programs. Dropping it detaches nothing.
 pub struct Dataplane {
     ebpf: Ebpf,
     pins: Pins,
     specs: BTreeMap<String, MapSpec>,
     programs: BTreeMap<Point, Loaded>,
+    sockets: cgroup::Sockets,
     frags: bool,
     tc_kind: TcKind,
     rebuilt: Vec<pins::Mismatch>,
@@ -157,12 +169,13 @@ impl Dataplane {
         if loaded.is_err() && !rebuilt.is_empty() {
             pins.put_back().context("putting the old maps back")?;
         }
-        let (ebpf, programs, frags) = loaded?;
+        let (mut ebpf, programs, frags) = loaded?;
+        let sockets = cgroup::Sockets::load(&mut ebpf, config.cgroup.as_deref());
         let tc_kind = match config.tc {
             TcMode::Auto if kernel_at_least(6, 6) => TcKind::Tcx,
             TcMode::Auto | TcMode::Clsact => TcKind::Clsact,
         };
-        Ok(Self { ebpf, pins, specs, programs, frags, tc_kind, rebuilt, settled: false })
+        Ok(Self { ebpf, pins, specs, programs, sockets, frags, tc_kind, rebuilt, settled: false })
     }
 
     /// The loaded object, for its log.
@@ -195,6 +208,16 @@ impl Dataplane {
         Ok(xdp_devices(&self.pins.links()?))
     }
 
+    /// The programs for sockets.
+    pub const fn sockets(&self) -> &cgroup::Sockets {
+        &self.sockets
+    }
+
+    /// Says whether packets of stale sockets are to end.
+    pub fn set_stale_sockets(&mut self, has_stale: bool) {
+        self.sockets.set_stale(has_stale, &self.pins);
+    }
+
     fn program(&self, point: Point) -> &Loaded {
         // `load_programs` loads one for each point.
         &self.programs[&point]
@@ -217,6 +240,7 @@ impl Dataplane {
                 maps.set_device(ifindex, &entry)?;
             }
         }
+        self.sockets.sync(&self.pins);
         let statuses = self.sync(&selection);
         let native =
             statuses.iter().filter(|status| status.xdp.is_ok()).map(|status| status.ifindex);
@@ -432,7 +456,9 @@ impl Dataplane {
         }
         let ours: BTreeSet<_> = self.programs.values().map(|program| program.id).collect();
         let settle = || -> io::Result<bool> {
-            if self.pins.links()?.iter().any(|link| !ours.contains(&link.info.prog_id)) {
+            if self.pins.links()?.iter().any(|link| !ours.contains(&link.info.prog_id))
+                || !self.sockets.are_ours(&self.pins)?
+            {
                 return Ok(false);
             }
             for path in self.pins.remove_unused(&self.specs)? {
@@ -479,8 +505,12 @@ fn load_programs(
     if lowest > highest || lowest == 0 {
         bail!("source ports {lowest}-{highest}: not a range");
     }
+    let sets_errno = u32::from(cgroup::sets_errno());
+    let netns_cookie = sys::netns_cookie().context("the cookie of the network namespace")?;
     let mut loader = EbpfLoader::new();
     loader
+        .override_global("SETS_ERRNO", &sets_errno, true)
+        .override_global("NODE_NETNS_COOKIE", &netns_cookie, true)
         .override_global("SNAT_PORT_LO", &lowest, true)
         .override_global("SNAT_PORT_HI", &highest, true)
         .override_global(aya_log::LEVEL, &config.log_level, false);
@@ -499,7 +529,7 @@ fn load_programs(
             .try_into()
             .with_context(|| format!("program {name}"))?;
         patiently(|| program.load()).with_context(|| format!("program {name}"))?;
-        programs.insert(point, loaded(program.fd()?.as_fd())?);
+        programs.insert(point, Loaded::of(program.fd()?.as_fd())?);
     }
     Ok((ebpf, programs, frags))
 }
@@ -532,7 +562,7 @@ fn load_xdp(ebpf: &mut Ebpf, config: &Config) -> anyhow::Result<(Loaded, bool)> 
             .try_into()
             .with_context(|| format!("program {name}"))?;
         patiently(|| program.load()).with_context(|| format!("program {name}"))?;
-        loaded(program.fd()?.as_fd())
+        Loaded::of(program.fd()?.as_fd())
     };
     if !config.without_frags {
         match load(XDP_FRAGS) {
@@ -547,10 +577,6 @@ fn load_xdp(ebpf: &mut Ebpf, config: &Config) -> anyhow::Result<(Loaded, bool)> 
 
 fn kernel_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(major, minor, 0))
-}
-
-fn loaded(fd: BorrowedFd<'_>) -> anyhow::Result<Loaded> {
-    Ok(Loaded { fd: fd.try_clone_to_owned()?, id: sys::prog_id(fd)? })
 }
 
 /// What runs on which device, as far as pins and netlink tell: with a dead agent, that is

@@ -26,6 +26,7 @@ pub mod reconcile;
 pub mod serve;
 pub mod slab;
 pub mod snat_ports;
+pub mod sockets;
 pub mod source;
 pub mod sys;
 pub mod udp;

@@ -6,6 +6,7 @@
 //! <pin path>/links/<device>-{xdp,ingress,egress,pod_ingress,pod_egress}
 //!                                                     links: their programs stay attached
 //! <pin path>/links/<device>-qdisc                     a directory: we made the device's clsact qdisc
+//! <pin path>/links/cgroup/{connect4,…,stale}          links to the cgroup whose sockets are served
 //! ```
 //!
 //! Links are outside the ABI directory: an agent with another ABI replaces the programs through
@@ -31,7 +32,7 @@ use nix::mount::MsFlags;
 use nix::sys::statfs::{FsType, statfs};
 
 use crate::netlink::tc;
-use crate::sys::{self, Access, LinkInfo, Point};
+use crate::sys::{self, Access, CgroupLinkInfo, CgroupPoint, LinkInfo, Point};
 
 /// Where pins are unless the operator says otherwise.
 pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/lbxdp";
@@ -181,6 +182,28 @@ impl LinkPin {
     }
 }
 
+/// A link that is pinned for a cgroup.
+#[derive(Debug)]
+pub struct CgroupPin {
+    /// Where on the cgroup.
+    pub point: CgroupPoint,
+    /// The pin.
+    pub path: PathBuf,
+    /// What the kernel says; `cgroup_id` is zero when the cgroup is gone.
+    pub info: CgroupLinkInfo,
+    /// The link.
+    pub fd: OwnedFd,
+}
+
+impl CgroupPin {
+    /// Detaches the link and removes the pin.
+    pub fn remove(self) -> io::Result<()> {
+        // As for devices.
+        let _ = sys::link_detach(self.fd.as_fd());
+        std::fs::remove_file(&self.path)
+    }
+}
+
 /// A pin directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
@@ -221,6 +244,16 @@ impl Pins {
         self.links_dir().join(format!("{}-{}", encode(device), point.as_str()))
     }
 
+    /// No device's link can be there: their names end with a point.
+    fn cgroup_links_dir(&self) -> PathBuf {
+        self.links_dir().join("cgroup")
+    }
+
+    /// The pin of a link to the cgroup.
+    pub fn cgroup_link(&self, point: CgroupPoint) -> PathBuf {
+        self.cgroup_links_dir().join(point.as_str())
+    }
+
     /// The directory that says that we made the clsact qdisc of `device`.
     pub fn qdisc_mark(&self, device: &str) -> PathBuf {
         self.links_dir().join(format!("{}-{QDISC}", encode(device)))
@@ -254,7 +287,7 @@ impl Pins {
                 format!("pin path {root}: no BPF file system at {BPFFS}, and mounting one failed")
             })?;
         }
-        for directory in [self.maps(), self.links_dir()] {
+        for directory in [self.maps(), self.links_dir(), self.cgroup_links_dir()] {
             std::fs::create_dir_all(&directory)
                 .with_context(|| format!("pin directory {}", directory.display()))?;
         }
@@ -323,6 +356,20 @@ impl Pins {
             let Ok(fd) = sys::obj_get(&path, Access::ReadWrite) else { continue };
             let Ok(info) = sys::link_info(fd.as_fd()) else { continue };
             links.push(LinkPin { device: decode(device), point, path, info });
+        }
+        Ok(links)
+    }
+
+    /// Every pinned link to a cgroup that can be opened.
+    pub fn cgroup_links(&self) -> io::Result<Vec<CgroupPin>> {
+        let mut links = Vec::new();
+        for (name, path) in entries(&self.cgroup_links_dir())? {
+            let known = CgroupPoint::ALL.into_iter().find(|point| point.as_str() == name);
+            let Some(point) = known else { continue };
+            // As for devices.
+            let Ok(fd) = sys::obj_get(&path, Access::ReadWrite) else { continue };
+            let Ok(info) = sys::cgroup_link_info(fd.as_fd()) else { continue };
+            links.push(CgroupPin { point, path, info, fd });
         }
         Ok(links)
     }
@@ -399,7 +446,8 @@ fn remove_tree(directory: &Path, removed: &mut Vec<PathBuf>) -> io::Result<()> {
 /// What [`cleanup`] removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Programs that were detached, as `device xdp`, `device ingress (clsact)` and the like.
+    /// Programs that were detached, as `device xdp`, `device ingress (clsact)`, `cgroup connect4`
+    /// and the like.
     pub detached: Vec<String>,
     /// Pins and directories.
     pub pins: Vec<PathBuf>,
@@ -413,8 +461,8 @@ impl Removed {
     }
 }
 
-/// Takes lbxdp off this node: detaches its programs from every device of this network namespace
-/// (pinned links, and tc filters of ours), removes the clsact qdiscs we made unless others use
+/// Takes lbxdp off this node: detaches its programs from the cgroup and from every device of this
+/// network namespace (pinned links, and tc filters of ours), removes the clsact qdiscs we made unless others use
 /// them by now, and all pins of every version. Running it again removes nothing.
 ///
 /// What does not look like ours in `pin_path` stays, and so does `pin_path` then.
@@ -423,6 +471,12 @@ pub fn cleanup(pin_path: &Path) -> anyhow::Result<Removed> {
     let mut removed = Removed::default();
     for link in pins.links().with_context(|| format!("pins in {}", pin_path.display()))? {
         removed.detached.push(format!("{} {}", link.device, link.point.as_str()));
+        let path = link.path.clone();
+        link.remove().with_context(|| format!("pin {}", path.display()))?;
+        removed.pins.push(path);
+    }
+    for link in pins.cgroup_links().with_context(|| format!("pins in {}", pin_path.display()))? {
+        removed.detached.push(format!("cgroup {}", link.point.as_str()));
         let path = link.path.clone();
         link.remove().with_context(|| format!("pin {}", path.display()))?;
         removed.pins.push(path);

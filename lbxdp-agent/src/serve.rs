@@ -22,6 +22,7 @@ pub struct Health {
     pin_path: PathBuf,
     programmed: AtomicBool,
     attached: AtomicBool,
+    sockets: AtomicBool,
     warnings: AtomicUsize,
     errors: AtomicUsize,
 }
@@ -33,6 +34,7 @@ impl Health {
             pin_path: pin_path.to_owned(),
             programmed: AtomicBool::new(false),
             attached: AtomicBool::new(false),
+            sockets: AtomicBool::new(false),
             warnings: AtomicUsize::new(0),
             errors: AtomicUsize::new(0),
         }
@@ -46,6 +48,11 @@ impl Health {
     /// Whether some device is served.
     pub fn attached(&self, is_done: bool) {
         self.attached.store(is_done, Ordering::Relaxed);
+    }
+
+    /// Whether clients on the node are served, if they should be.
+    pub fn sockets(&self, is_done: bool) {
+        self.sockets.store(is_done, Ordering::Relaxed);
     }
 
     /// How many problems the input has.
@@ -70,6 +77,8 @@ impl Health {
             Some("the maps are not what they should be\n")
         } else if !self.attached.load(Ordering::Relaxed) {
             Some("no device is served\n")
+        } else if !self.sockets.load(Ordering::Relaxed) {
+            Some("sockets on this node are not served\n")
         } else {
             None
         }

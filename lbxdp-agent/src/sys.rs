@@ -201,6 +201,97 @@ pub fn link_create(prog: BorrowedFd<'_>, ifindex: u32, point: Point) -> io::Resu
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(owned)
 }
 
+/// Where a program is attached to a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CgroupPoint {
+    /// `connect(2)` of `AF_INET` sockets.
+    Connect4,
+    /// `connect(2)` of `AF_INET6` sockets.
+    Connect6,
+    /// Datagrams of unconnected sockets.
+    Sendmsg4,
+    /// Datagrams of unconnected sockets.
+    Sendmsg6,
+    /// The sender of a datagram is shown (5.2).
+    Recvmsg4,
+    /// The sender of a datagram is shown (5.2).
+    Recvmsg6,
+    /// `getpeername(2)` (5.8).
+    Getpeername4,
+    /// `getpeername(2)` (5.8).
+    Getpeername6,
+    /// A socket is closed (5.9).
+    Release,
+    /// Packets of sockets, while some of them are stale.
+    Stale,
+}
+
+impl CgroupPoint {
+    /// Every point.
+    pub const ALL: [Self; 10] = [
+        Self::Connect4,
+        Self::Connect6,
+        Self::Sendmsg4,
+        Self::Sendmsg6,
+        Self::Recvmsg4,
+        Self::Recvmsg6,
+        Self::Getpeername4,
+        Self::Getpeername6,
+        Self::Release,
+        Self::Stale,
+    ];
+
+    /// The name in pins and messages.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::Sendmsg4 => "sendmsg4",
+            Self::Sendmsg6 => "sendmsg6",
+            Self::Recvmsg4 => "recvmsg4",
+            Self::Recvmsg6 => "recvmsg6",
+            Self::Getpeername4 => "getpeername4",
+            Self::Getpeername6 => "getpeername6",
+            Self::Release => "release",
+            Self::Stale => "stale",
+        }
+    }
+
+    const fn attach_type(self) -> bpf_attach_type {
+        match self {
+            Self::Connect4 => bpf_attach_type::BPF_CGROUP_INET4_CONNECT,
+            Self::Connect6 => bpf_attach_type::BPF_CGROUP_INET6_CONNECT,
+            Self::Sendmsg4 => bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG,
+            Self::Sendmsg6 => bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG,
+            Self::Recvmsg4 => bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG,
+            Self::Recvmsg6 => bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG,
+            Self::Getpeername4 => bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME,
+            Self::Getpeername6 => bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME,
+            Self::Release => bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE,
+            Self::Stale => bpf_attach_type::BPF_CGROUP_INET_EGRESS,
+        }
+    }
+}
+
+/// Attaches a program to a cgroup through a link (5.7), beside the programs of others.
+pub fn cgroup_link_create(
+    prog: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    point: CgroupPoint,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        prog_fd: prog.as_raw_fd() as u32,
+        // The same place holds a descriptor here.
+        target_ifindex: cgroup.as_raw_fd() as u32,
+        attach_type: point.attach_type() as u32,
+        flags: 0,
+        relative: 0,
+        _pad: 0,
+        expected_revision: 0,
+    };
+    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(owned)
+}
+
 #[repr(C)]
 struct LinkUpdateAttr {
     link_fd: u32,
@@ -249,6 +340,51 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut link_info = LinkInfo::default();
     info(link, &mut link_info)?;
     Ok(link_info)
+}
+
+/// What the kernel says about a link to a cgroup: `struct bpf_link_info`, cut where the variant
+/// for cgroups ends.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupLinkInfo {
+    /// Number in `enum bpf_link_type`.
+    pub link_type: u32,
+    /// Id.
+    pub id: u32,
+    /// Id of the program.
+    pub prog_id: u32,
+    _pad: u32,
+    /// Inode number of the cgroup's directory; zero when the cgroup is gone and the link is dead.
+    pub cgroup_id: u64,
+    /// Number in `enum bpf_attach_type`.
+    pub attach_type: u32,
+    _pad2: u32,
+}
+
+/// Describes a link to a cgroup.
+pub fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
+    let mut link_info = CgroupLinkInfo::default();
+    info(link, &mut link_info)?;
+    Ok(link_info)
+}
+
+/// Cookie of the calling thread's network namespace, which `bpf_get_netns_cookie` says too
+/// (`SO_NETNS_COOKIE`, 5.14).
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: `cookie` is live and writable for the length that is passed.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &mut len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
 /// The id of a loaded program.

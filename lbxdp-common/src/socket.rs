@@ -13,7 +13,7 @@ pub struct SocketKey<A> {
     pub port: u16,
     /// IANA protocol number.
     pub protocol: u8,
-    /// [`Self::TO_BACKEND`] or [`Self::TO_FRONTEND`].
+    /// [`Self::TO_BACKEND`], [`Self::TO_FRONTEND`] or [`Self::LAST`].
     pub way: u8,
 }
 
@@ -23,6 +23,9 @@ impl<A> SocketKey<A> {
     pub const TO_BACKEND: u8 = 1;
     /// `addr` and `port` are a backend's, the value has the frontend that the socket is shown.
     pub const TO_FRONTEND: u8 = 2;
+    /// `addr` and `port` are zero, the value has the frontend for which the socket, not being
+    /// connected, last chose a backend: what is to be forgotten when it closes.
+    pub const LAST: u8 = 3;
 }
 
 /// Value of `sockets_v4` and `sockets_v6`.

@@ -83,6 +83,8 @@ pub trait Family: 'static {
     fn flow_map() -> &'static maps::FlowMap<FlowKey<Self::Addr>, Flow<Self::Addr>, MAX_FLOWS>;
     /// The `fragments` map.
     fn fragment_map() -> &'static LruHashMap<FragmentKey<Self::Addr>, FragmentPorts, MAX_FRAGMENTS>;
+    /// The `sockets` map.
+    fn socket_map() -> &'static maps::SocketMap<Self::Addr>;
     /// The `stats` map.
     fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS>;
 }
@@ -191,6 +193,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn socket_map() -> &'static maps::SocketMap<[u8; 4]> {
+        &maps::sockets_v4
+    }
+
+    #[inline(always)]
     fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS> {
         &maps::stats_v4
     }
@@ -285,6 +292,11 @@ impl Family for V6 {
     #[inline(always)]
     fn fragment_map() -> &'static LruHashMap<FragmentKey<[u8; 16]>, FragmentPorts, MAX_FRAGMENTS> {
         &maps::fragments_v6
+    }
+
+    #[inline(always)]
+    fn socket_map() -> &'static maps::SocketMap<[u8; 16]> {
+        &maps::sockets_v6
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 
 pub mod egress;
 pub mod pod;
+pub mod socket;
 pub mod tc;
 pub mod xdp;
 

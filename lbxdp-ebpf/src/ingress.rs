@@ -54,7 +54,7 @@ pub fn decide<F: Family, P: Packet>(
     hook: Hook,
     address: AddressFlags,
 ) -> Verdict {
-    let verdict = judge::<F, P>(packet, work, address);
+    let verdict = judge::<F, P>(packet, work, hook, address);
     if matches!(verdict, Verdict::Translate) {
         fragment::remember::<F>(work);
     }
@@ -65,6 +65,7 @@ pub fn decide<F: Family, P: Packet>(
 fn judge<F: Family, P: Packet>(
     packet: &P,
     work: &mut Work<F::Addr>,
+    hook: Hook,
     address: AddressFlags,
 ) -> Verdict {
     if let Err(unparsed) = F::parse(packet, &mut work.segment) {

@@ -19,6 +19,7 @@ mod packet;
 mod parse;
 mod rewrite;
 mod route;
+mod sock_addr;
 mod work;
 
 use aya_ebpf::{
@@ -28,15 +29,16 @@ use aya_ebpf::{
         xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
     },
     helpers::generated::{bpf_redirect, bpf_redirect_neigh},
-    macros::{classifier, xdp},
-    programs::{TcContext, XdpContext},
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier, xdp},
+    programs::{SkBuffContext, SockAddrContext, SockContext, TcContext, XdpContext},
 };
 use aya_log_ebpf::info;
 use lbxdp_common::{Counter, DropReason};
 
-use hooks::Outcome;
+use hooks::{Outcome, socket};
 use lookup::count;
 use packet::{skb::SkbPacket, xdp::XdpPacket};
+use sock_addr::{Call, Sock};
 
 /// XDP for frames of one or more buffers (an MTU larger than a page). Linux 5.18.
 #[xdp(frags)]
@@ -87,6 +89,96 @@ fn egress_action(packet: &SkbPacket, outcome: Outcome) -> i32 {
     match outcome {
         Outcome::Translated => TCX_NEXT,
         outcome => tc_action(packet, outcome),
+    }
+}
+
+/// A socket connects to an address of AF_INET.
+#[cgroup_sock_addr(connect4)]
+pub fn lbxdp_connect4(ctx: SockAddrContext) -> i32 {
+    let call = Call::new(ctx);
+    let outcome = socket::connect4(&call);
+    call_action(&call, outcome)
+}
+
+/// A socket connects to an address of AF_INET6.
+#[cgroup_sock_addr(connect6)]
+pub fn lbxdp_connect6(ctx: SockAddrContext) -> i32 {
+    let call = Call::new(ctx);
+    let outcome = socket::connect6(&call);
+    call_action(&call, outcome)
+}
+
+/// An unconnected UDP socket sends to an address of AF_INET.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn lbxdp_sendmsg4(ctx: SockAddrContext) -> i32 {
+    let call = Call::new(ctx);
+    let outcome = socket::send4(&call);
+    call_action(&call, outcome)
+}
+
+/// An unconnected UDP socket sends to an address of AF_INET6.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn lbxdp_sendmsg6(ctx: SockAddrContext) -> i32 {
+    let call = Call::new(ctx);
+    let outcome = socket::send6(&call);
+    call_action(&call, outcome)
+}
+
+/// A UDP socket received from an address of AF_INET.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn lbxdp_recvmsg4(ctx: SockAddrContext) -> i32 {
+    socket::show4(&Call::new(ctx));
+    PROCEED
+}
+
+/// A UDP socket received from an address of AF_INET6.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn lbxdp_recvmsg6(ctx: SockAddrContext) -> i32 {
+    socket::show6(&Call::new(ctx));
+    PROCEED
+}
+
+/// A socket's peer is asked for: an address of AF_INET.
+#[cgroup_sock_addr(getpeername4)]
+pub fn lbxdp_peername4(ctx: SockAddrContext) -> i32 {
+    socket::show4(&Call::new(ctx));
+    PROCEED
+}
+
+/// A socket's peer is asked for: an address of AF_INET6.
+#[cgroup_sock_addr(getpeername6)]
+pub fn lbxdp_peername6(ctx: SockAddrContext) -> i32 {
+    socket::show6(&Call::new(ctx));
+    PROCEED
+}
+
+/// A socket is closed. Linux 5.9.
+#[cgroup_sock(sock_release)]
+pub fn lbxdp_release(ctx: SockContext) -> i32 {
+    socket::release(&Sock::new(&ctx));
+    PROCEED
+}
+
+/// A socket sends a packet. Attached only while there are stale sockets.
+#[cgroup_skb(egress)]
+pub fn lbxdp_stale(ctx: SkBuffContext) -> i32 {
+    let packet = SkbPacket { ctx: TcContext::new(ctx.skb.skb) };
+    if socket::is_stale(&packet) { END } else { PROCEED }
+}
+
+/// What a cgroup program returns so that a system call or a packet goes on.
+const PROCEED: i32 = 1;
+/// What it returns so that one does not: `EPERM`, unless another error was set.
+const END: i32 = 0;
+
+#[inline(always)]
+fn call_action(call: &Call, outcome: socket::Outcome) -> i32 {
+    match outcome {
+        socket::Outcome::Proceed => PROCEED,
+        socket::Outcome::Fail(errno) => {
+            call.fail(errno);
+            END
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::cgroup::Cgroup;
 use crate::cluster::Node;
 use crate::process::{Process, run, workspace_binary};
 use crate::scratch::Scratch;
@@ -27,12 +28,26 @@ pub struct AgentOptions {
     pub devices: Vec<String>,
     /// `--snat-ports`.
     pub snat_ports: Option<(u16, u16)>,
+    /// Whose processes are clients on the node.
+    pub cgroup: ServedCgroup,
     /// Further arguments of `run`.
     pub extra: Vec<String>,
     /// `RUST_LOG`; `info` if not set.
     pub log_filter: Option<String>,
     /// The netns is ready for use before the agent is: do not wait for `/readyz`.
     pub do_not_wait: bool,
+}
+
+/// `--cgroup`. Never the machine's own root: every process would be a client.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ServedCgroup {
+    /// One of the agent's own, with the processes of [`Agent::pod_command`].
+    #[default]
+    Own,
+    /// This one.
+    At(PathBuf),
+    /// `--cgroup none`.
+    None,
 }
 
 /// An agent in a node's namespace, with pins of its own. Dropping it kills the agent and removes
@@ -47,6 +62,7 @@ pub struct Agent {
     options: AgentOptions,
     binary: PathBuf,
     scratch: Scratch,
+    cgroup: Cgroup,
 }
 
 impl Agent {
@@ -63,18 +79,22 @@ impl Agent {
             options,
             binary: workspace_binary("lbxdp-agent"),
             scratch: Scratch::new("agent"),
+            cgroup: Cgroup::new("sockets"),
         };
         agent.start_again();
         agent
     }
 
-    /// A command in the namespace of one of this node's pods, whose sockets the agent serves.
+    /// A command in the namespace of one of this node's pods, a client whose sockets are served
+    /// unless the agent was given another cgroup. It must end before the agent goes.
     pub fn pod_command(
         &self,
         pod: &crate::Netns,
         program: impl AsRef<std::ffi::OsStr>,
     ) -> std::process::Command {
-        pod.command(program)
+        let mut command = self.cgroup.command("nsenter");
+        command.arg(format!("--net={}", pod.path().display())).arg("--").arg(program);
+        command
     }
 
     /// The pin path; the maps are in `v2/` below it.
@@ -106,7 +126,8 @@ impl Agent {
     #[track_caller]
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "the agent is running");
-        let AgentOptions { devices, snat_ports, extra, log_filter, do_not_wait } = &self.options;
+        let AgentOptions { devices, snat_ports, cgroup, extra, log_filter, do_not_wait } =
+            &self.options;
         let mut command = self.inside();
         command.arg("run").arg("--manifests").arg(&self.manifests);
         command.args(["--node-name", &self.node_name]).arg("--pin-path").arg(&self.pin_path);
@@ -117,6 +138,11 @@ impl Agent {
         if let Some((low, high)) = snat_ports {
             command.args(["--snat-ports", &format!("{low}-{high}")]);
         }
+        command.arg("--cgroup").arg(match cgroup {
+            ServedCgroup::Own => self.cgroup.path(),
+            ServedCgroup::At(path) => path,
+            ServedCgroup::None => Path::new("none"),
+        });
         command.args(extra);
         command.env("RUST_LOG", log_filter.as_deref().unwrap_or("info"));
         command.env("RUST_BACKTRACE", "1").env("NO_COLOR", "1");

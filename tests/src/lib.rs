@@ -25,7 +25,8 @@ pub mod sweep;
 pub mod traffic;
 pub mod xdp_pass;
 
-pub use agent::{Agent, AgentOptions};
+pub use agent::{Agent, AgentOptions, ServedCgroup};
+pub use cgroup::Cgroup;
 pub use cluster::{Cluster, Node, Pod, PodPath, Spec};
 pub use netns::Netns;
 pub use process::Process;

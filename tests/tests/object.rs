@@ -4,11 +4,13 @@
 use lbxdp_agent::object;
 use lbxdp_agent::pins::{MapSpec, pinned_maps};
 use lbxdp_common::limits::{
-    MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS, TABLE_BLOCKS,
+    MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_SOCKETS,
+    TABLE_BLOCKS,
 };
 use lbxdp_common::{
     ABI_VERSION, AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FragmentKey,
-    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, TableBlock, counter, drop_reason,
+    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, SocketKey, SocketPeer, TableBlock,
+    counter, drop_reason,
 };
 
 const INDEX: usize = size_of::<u32>();
@@ -35,6 +37,8 @@ fn expected() -> Vec<(&'static str, usize, usize, usize)> {
         ("frontends_v6", size_of::<FrontendKey<V6>>(), size_of::<u32>(), MAX_FRONTENDS),
         ("names_v4", INDEX, size_of::<FrontendInfo>(), MAX_FRONTENDS),
         ("names_v6", INDEX, size_of::<FrontendInfo>(), MAX_FRONTENDS),
+        ("sockets_v4", size_of::<SocketKey<V4>>(), size_of::<SocketPeer<V4>>(), MAX_SOCKETS),
+        ("sockets_v6", size_of::<SocketKey<V6>>(), size_of::<SocketPeer<V6>>(), MAX_SOCKETS),
         ("stats_v4", INDEX, size_of::<FrontendStats>(), MAX_FRONTENDS),
         ("stats_v6", INDEX, size_of::<FrontendStats>(), MAX_FRONTENDS),
         ("tables", INDEX, size_of::<TableBlock>(), TABLE_BLOCKS),
@@ -71,7 +75,7 @@ fn the_maps_take_less_than_256_mib_on_a_machine_of_16_cpus() {
     let total: usize = expected()
         .iter()
         .map(|(name, key, value, entries)| {
-            let is_hash = ["addresses", "devices", "flows", "fragments", "frontends"]
+            let is_hash = ["addresses", "devices", "flows", "fragments", "frontends", "sockets"]
                 .iter()
                 .any(|prefix| name.starts_with(prefix));
             let is_per_cpu =
@@ -91,6 +95,21 @@ fn the_object_has_the_programs_that_are_attached() {
     let object = object::bytes().expect("cargo xtask build-ebpf");
     let object = aya_obj::Object::parse(&object).expect("a BPF object");
     let found: std::collections::BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
-    let expected = ["lbxdp_egress", "lbxdp_ingress", "lbxdp_xdp", "lbxdp_xdp_frags"];
+    let expected = [
+        "lbxdp_connect4",
+        "lbxdp_connect6",
+        "lbxdp_egress",
+        "lbxdp_ingress",
+        "lbxdp_peername4",
+        "lbxdp_peername6",
+        "lbxdp_recvmsg4",
+        "lbxdp_recvmsg6",
+        "lbxdp_release",
+        "lbxdp_sendmsg4",
+        "lbxdp_sendmsg6",
+        "lbxdp_stale",
+        "lbxdp_xdp",
+        "lbxdp_xdp_frags",
+    ];
     assert_eq!(found, expected.into());
 }

@@ -20,7 +20,7 @@ use crate::pins::Pins;
 use crate::sys::{self, Access, MmapArray};
 
 /// Errors of aya as the kernel's errors that they mostly are.
-fn io_error(error: AyaError) -> io::Error {
+pub(super) fn io_error(error: AyaError) -> io::Error {
     match error {
         AyaError::KeyNotFound => io::ErrorKind::NotFound.into(),
         AyaError::SyscallError(error) => error.io_error,
@@ -28,12 +28,15 @@ fn io_error(error: AyaError) -> io::Error {
     }
 }
 
-fn map_error(map: &'static str, key: impl ToString) -> impl FnOnce(io::Error) -> MapError {
+pub(super) fn map_error(
+    map: &'static str,
+    key: impl ToString,
+) -> impl FnOnce(io::Error) -> MapError {
     move |source| MapError { map, key: key.to_string(), source }
 }
 
 /// Removing what is not there succeeds.
-fn or_missing(result: Result<(), AyaError>) -> io::Result<()> {
+pub(super) fn or_missing(result: Result<(), AyaError>) -> io::Result<()> {
     match result.map_err(io_error) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
@@ -114,7 +117,7 @@ fn lacks_batches(error: &io::Error) -> bool {
 }
 
 /// An address family, as the names of its maps and the conversions of its addresses.
-trait Addr: Octets + Pod + Into<IpAddr> {
+pub(super) trait Addr: Octets + Pod + Into<IpAddr> {
     const FAMILY: Family;
     const ADDRESSES: &'static str;
     const FRONTENDS: &'static str;
@@ -122,6 +125,7 @@ trait Addr: Octets + Pod + Into<IpAddr> {
     const BACKENDS: &'static str;
     const NAMES: &'static str;
     const FLOWS: &'static str;
+    const SOCKETS: &'static str;
     const STATS: &'static str;
     fn ip(self) -> IpAddr;
     fn entry(backend: Backend<Self>) -> BackendEntry;
@@ -135,6 +139,7 @@ impl Addr for [u8; 4] {
     const BACKENDS: &'static str = "backends_v4";
     const NAMES: &'static str = "names_v4";
     const FLOWS: &'static str = "flows_v4";
+    const SOCKETS: &'static str = "sockets_v4";
     const STATS: &'static str = "stats_v4";
 
     fn ip(self) -> IpAddr {
@@ -154,6 +159,7 @@ impl Addr for [u8; 16] {
     const BACKENDS: &'static str = "backends_v6";
     const NAMES: &'static str = "names_v6";
     const FLOWS: &'static str = "flows_v6";
+    const SOCKETS: &'static str = "sockets_v6";
     const STATS: &'static str = "stats_v6";
 
     fn ip(self) -> IpAddr {
@@ -166,14 +172,14 @@ impl Addr for [u8; 16] {
 }
 
 /// A hash, with a second descriptor for batches: aya keeps its own to itself.
-struct Hash<K: Pod, V: Pod> {
+pub(super) struct Hash<K: Pod, V: Pod> {
     name: &'static str,
-    map: HashMap<MapData, K, V>,
+    pub(super) map: HashMap<MapData, K, V>,
     fd: MapData,
 }
 
 impl<K: Pod, V: Pod> Hash<K, V> {
-    fn open(pins: &Pins, name: &'static str, access: Access) -> Result<Self, MapError> {
+    pub(super) fn open(pins: &Pins, name: &'static str, access: Access) -> Result<Self, MapError> {
         let map = typed(pins, name, access)?;
         let fd = sys::obj_get(&pins.map(name), access)
             .and_then(|fd| MapData::from_fd(fd).map_err(io_error))
@@ -181,7 +187,7 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         Ok(Self { name, map, fd })
     }
 
-    fn read(&self) -> Result<Vec<(K, V)>, MapError> {
+    pub(super) fn read(&self) -> Result<Vec<(K, V)>, MapError> {
         read_hash(self.name, &self.map, &self.fd)
     }
 }

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
 use crate::agent::{self, Options};
-use crate::attach::{Config, TcMode};
+use crate::attach::{Config, TcMode, cgroup};
 use crate::cli::PinArgs;
 use crate::device::Pattern;
 use crate::index::{self, NodePortAddresses};
@@ -65,6 +66,10 @@ pub struct RunArgs {
     /// How tc programs are attached: tcx where the kernel has it (6.6), or clsact filters.
     #[arg(long, env = "LBXDP_TC_MODE", value_enum, default_value_t = TcFlag::Auto)]
     tc_mode: TcFlag,
+    /// Serve the processes of this cgroup (v2) as clients, pods and the node itself alike, or
+    /// `none`. By default where cgroup v2 is mounted; in a container that has to be the node's.
+    #[arg(long, env = "LBXDP_CGROUP", value_name = "PATH|none")]
+    cgroup: Option<CgroupFlag>,
     /// Log what the programs do, for debugging: it costs time with each packet it is about.
     #[arg(long, env = "LBXDP_PACKET_LOG")]
     packet_log: bool,
@@ -80,6 +85,35 @@ enum XdpMode {
 enum TcFlag {
     Auto,
     Clsact,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum CgroupFlag {
+    None,
+    At(PathBuf),
+}
+
+impl FromStr for CgroupFlag {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            path if path.starts_with('/') => Ok(Self::At(path.into())),
+            _ => Err("neither an absolute path nor `none`".to_owned()),
+        }
+    }
+}
+
+/// The cgroup whose processes are served.
+fn served_cgroup(flag: Option<CgroupFlag>) -> anyhow::Result<Option<PathBuf>> {
+    let path = match flag {
+        None => cgroup::detect()?,
+        Some(CgroupFlag::None) => return Ok(None),
+        Some(CgroupFlag::At(path)) => path,
+    };
+    cgroup::check(&path)?;
+    Ok(Some(path))
 }
 
 /// Level of `info!` in the programs, as `aya_log` counts.
@@ -109,6 +143,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         listen,
         xdp_mode,
         tc_mode,
+        cgroup,
         packet_log,
     } = args;
     apart(&devices, &pod_devices)?;
@@ -130,6 +165,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
                 TcFlag::Auto => TcMode::Auto,
                 TcFlag::Clsact => TcMode::Clsact,
             },
+            cgroup: served_cgroup(cgroup)?,
             without_frags: false,
         },
     };
@@ -187,10 +223,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_range_is_refused_with_a_reason() {
+    fn sockets_are_served_where_the_flag_says_or_nowhere() {
+        assert_eq!(served_cgroup(parse(&["--cgroup=none"]).unwrap().cgroup).unwrap(), None);
+        let error = served_cgroup(parse(&["--cgroup=/proc"]).unwrap().cgroup).unwrap_err();
+        assert!(error.to_string().contains("--cgroup /proc: not a directory of"), "{error}");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_a_reason() {
         for (flag, reason) in [
             ("--allow-external-ips=192.0.2.1", "not a range of addresses"),
             ("--nodeport-addresses=all", "not a range of addresses"),
+            ("--cgroup=sys/fs/cgroup", "neither an absolute path nor `none`"),
             ("--nodeport-addresses=127.0.0.0/8", "never served on loopback"),
         ] {
             let error = parse(&[flag]).unwrap_err().to_string();

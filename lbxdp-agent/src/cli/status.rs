@@ -6,6 +6,7 @@ use lbxdp_common::ABI_VERSION;
 use serde::Serialize;
 
 use crate::apply::pinned::Sizes;
+use crate::attach::cgroup::{self, SocketStatus};
 use crate::attach::{self, DeviceStatus, TcKind};
 use crate::cli::output::{self, Format, table};
 use crate::cli::{ReadArgs, list};
@@ -18,6 +19,7 @@ struct Status {
     abi: u32,
     pin_path: String,
     devices: Vec<DeviceLine>,
+    sockets: SocketLine,
     frontends: usize,
     backends: usize,
     flows: usize,
@@ -33,6 +35,23 @@ struct DeviceLine {
     /// Why there is no native XDP.
     reason: Option<String>,
     tc: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct SocketLine {
+    served: bool,
+    /// Whose processes are served.
+    cgroup: Option<String>,
+    /// Whether packets are looked at because there are stale sockets.
+    stale: bool,
+}
+
+impl From<SocketStatus> for SocketLine {
+    fn from(status: SocketStatus) -> Self {
+        let SocketStatus { cgroup, has_stale } = status;
+        let cgroup = cgroup.map(|path| path.display().to_string());
+        Self { served: cgroup.is_some(), cgroup, stale: has_stale }
+    }
 }
 
 impl From<DeviceStatus> for DeviceLine {
@@ -59,6 +78,7 @@ pub fn status(args: &ReadArgs) -> anyhow::Result<()> {
         abi: ABI_VERSION,
         pin_path: pins.root().display().to_string(),
         devices: devices.into_iter().map(DeviceLine::from).collect(),
+        sockets: cgroup::read_status(&pins)?.into(),
         frontends,
         backends,
         flows: maps.live_flows(sys::coarse_ns())?,
@@ -72,8 +92,18 @@ pub fn status(args: &ReadArgs) -> anyhow::Result<()> {
 }
 
 fn text(status: &Status) -> String {
-    let Status { version, abi, pin_path, devices, frontends, backends, flows, counters, drops } =
-        status;
+    let Status {
+        version,
+        abi,
+        pin_path,
+        devices,
+        sockets,
+        frontends,
+        backends,
+        flows,
+        counters,
+        drops,
+    } = status;
     let mut device_table = table(&["device", "xdp", "tc", "why not native"]);
     for DeviceLine { name, ifindex: _, xdp, reason, tc } in devices {
         device_table.add_row([name, *xdp, *tc, reason.as_deref().unwrap_or("")]);
@@ -90,6 +120,10 @@ fn text(status: &Status) -> String {
         "lbxdp {version}, map layout {abi}, pins in {pin_path}\n\
          {frontends} frontends, {backends} backends, {flows} flows\n"
     );
+    text.push_str(&match &sockets.cgroup {
+        Some(cgroup) => format!("sockets are served in {cgroup}\n"),
+        None => "sockets are not served\n".to_owned(),
+    });
     for (part, nothing) in [
         (device_table, "no programs are attached"),
         (count_table, "no packet was served yet"),

@@ -15,7 +15,12 @@ pub fn what<F: Family>(addr: &F::Addr) -> Option<AddressFlags> {
 /// The id of the frontend that a packet of `key` is sent to.
 #[inline(always)]
 pub fn frontend<F: Family>(key: &FlowKey<F::Addr>) -> Option<u32> {
-    let key = FrontendKey::new(key.dst, key.dst_port, key.protocol);
+    listener::<F>(&FrontendKey::new(key.dst, key.dst_port, key.protocol))
+}
+
+/// The id of the frontend that listens there.
+#[inline(always)]
+pub fn listener<F: Family>(key: &FrontendKey<F::Addr>) -> Option<u32> {
     // SAFETY: as above. An id is immutable and is not used again for a second after its removal.
-    unsafe { F::frontend_map().get(&key) }.copied()
+    unsafe { F::frontend_map().get(key) }.copied()
 }

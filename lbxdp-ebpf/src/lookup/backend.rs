@@ -33,6 +33,15 @@ pub enum NoChoice {
     Missing,
 }
 
+/// The flags of a frontend's [`lbxdp_common::Descriptor`]: which clients it has.
+#[inline(always)]
+pub fn client_rules<F: Family>(frontend: u32) -> u32 {
+    F::descriptor_map().get_ptr(frontend).map_or(0, |descriptor| {
+        // SAFETY: as in `choose`: one aligned word, read once.
+        unsafe { (&raw const (*descriptor).flags).read_volatile() }
+    })
+}
+
 /// Chooses by `hash` from one of the tables of `frontend`.
 #[inline(always)]
 pub fn choose<F: Family>(

@@ -9,10 +9,11 @@ use aya_ebpf::{
 };
 use lbxdp_common::{
     AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    FrontendInfo, FrontendKey, FrontendStats, TableBlock, counter, drop_reason,
+    FrontendInfo, FrontendKey, FrontendStats, SocketKey, SocketPeer, TableBlock, counter,
+    drop_reason,
     limits::{
         MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS,
-        TABLE_BLOCKS,
+        MAX_SOCKETS, TABLE_BLOCKS,
     },
 };
 
@@ -23,6 +24,9 @@ pub const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// The kind of map that holds flows.
 pub type FlowMap<K, V, const N: usize> = LruHashMap<K, V, N>;
+/// The kind of map that holds sockets. The release hook forgets most of them; the rest (a socket
+/// that failed to connect, or that sent to several frontends) makes room when it is needed.
+pub type SocketMap<A> = LruHashMap<SocketKey<A>, SocketPeer<A>, MAX_SOCKETS>;
 /// The kind of map that holds statistics.
 pub type StatsMap<V, const N: usize> = PerCpuArray<V, N>;
 
@@ -80,6 +84,12 @@ pub static fragments_v4: LruHashMap<FragmentKey<[u8; 4]>, FragmentPorts, MAX_FRA
 #[btf_map]
 pub static fragments_v6: LruHashMap<FragmentKey<[u8; 16]>, FragmentPorts, MAX_FRAGMENTS> =
     LruHashMap::new();
+/// Socket and one of its peers → the other one: what it asked for, or what it got.
+#[btf_map]
+pub static sockets_v4: SocketMap<[u8; 4]> = LruHashMap::new();
+/// Socket and one of its peers → the other one: what it asked for, or what it got.
+#[btf_map]
+pub static sockets_v6: SocketMap<[u8; 16]> = LruHashMap::new();
 
 /// Frontend id → packets and bytes.
 #[btf_map]

@@ -12,3 +12,4 @@ pub mod device;
 pub mod flow;
 pub mod fragment;
 pub mod maps;
+pub mod socket;

@@ -9,7 +9,7 @@ mod message;
 mod tests;
 pub mod transport;
 
-use lbxdp_common::FlowKey;
+use lbxdp_common::{FlowKey, Octets};
 
 use crate::packet::Pair;
 
@@ -78,6 +78,35 @@ pub struct Quoted<A> {
     pub protocol: u8,
     /// Offset of that.
     pub l4: usize,
+}
+
+impl<A: Octets> Segment<A> {
+    /// A packet that begins with its IP header, before anything of it is read.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        let key = FlowKey {
+            src: A::UNSPECIFIED,
+            dst: A::UNSPECIFIED,
+            src_port: 0,
+            dst_port: 0,
+            protocol: 0,
+            _pad: [0; 3],
+        };
+        Self {
+            key,
+            sender: A::UNSPECIFIED,
+            l3: 0,
+            l4: 0,
+            quoted_l4: 0,
+            len: 0,
+            header_len: 0,
+            ttl: 0,
+            tcp_flags: 0,
+            kind: Kind::Whole,
+            fragment_id: 0,
+            mtu: 0,
+        }
+    }
 }
 
 impl<A> Segment<A> {

@@ -3,6 +3,7 @@
 //! Servers print `ready` once they listen, and run until they are killed. Clients print one JSON
 //! object and exit non-zero if anything failed.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use lbxdp_tests::traffic::hold::Held;
 use lbxdp_tests::traffic::socket::{Source, tcp_listener, udp_listener};
 use lbxdp_tests::traffic::spread::{Probe, Spread};
 use lbxdp_tests::traffic::transfer::Transfer;
-use lbxdp_tests::traffic::{echo, http, resolve, udp};
+use lbxdp_tests::traffic::{echo, http, puppet, resolve, udp};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -24,6 +25,8 @@ enum Cli {
     Udp(Server),
     /// TCP server: says its name and its peer, then echoes.
     TcpEcho(Server),
+    /// Does with sockets what standard input says, a line for each call.
+    Puppet,
     /// Load and its outcome as JSON.
     #[command(subcommand)]
     Client(Client),
@@ -138,15 +141,16 @@ fn main() -> anyhow::Result<()> {
             let socket = udp_listener(address)?;
             Ok(Box::new(move || udp::serve(&socket, &name)))
         }),
+        Cli::Puppet => Ok(puppet::serve(io::stdin().lock(), io::stdout())?),
         Cli::Client(client) => run_client(client),
     }
 }
 
-type Loop = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
+type Loop = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 fn serve(
     server: Server,
-    open: impl Fn(SocketAddr, String) -> std::io::Result<Loop>,
+    open: impl Fn(SocketAddr, String) -> io::Result<Loop>,
 ) -> anyhow::Result<()> {
     let Server { name, listen } = server;
     let loops = listen

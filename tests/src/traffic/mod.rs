@@ -12,6 +12,7 @@ pub mod frame;
 pub mod hold;
 pub mod http;
 pub mod pattern;
+pub mod puppet;
 pub mod resolve;
 pub mod socket;
 pub mod spread;

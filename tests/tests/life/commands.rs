@@ -218,6 +218,7 @@ fn command_lines_that_say_nothing_sensible_exit_with_two() {
         (with(&["--snat-ports", "61000"]), "expected LO-HI"),
         (with(&["--snat-ports", "61003-61000"]), "61003 is above 61000"),
         (with(&["--snat-ports", "80-90"]), "below 1024"),
+        (with(&["--cgroup", "sockets"]), "neither an absolute path nor `none`"),
         (with(&["--xdp-mode", "fast"]), "invalid value 'fast'"),
     ] {
         let output = command(&binary).args(&arguments).output().expect("started");
@@ -234,7 +235,7 @@ fn run_fails(world: &World, node: usize, arguments: &[&str], expected: &str) {
     let mut agent = node.netns.command("timeout");
     agent.arg("10").arg(workspace_binary("lbxdp-agent"));
     agent.arg("run").arg("--manifests").arg(world.manifests.path());
-    agent.args(["--node-name", &node.name]).args(arguments);
+    agent.args(["--node-name", &node.name, "--cgroup", "none"]).args(arguments);
     let output = agent.output().expect("started");
     let (_, stderr) = texts(&output);
     assert_eq!(output.status.code(), Some(1), "{stderr}");

@@ -279,7 +279,7 @@ fn test_sources() -> Vec<String> {
 
 #[test]
 fn the_documentation_lists_every_fact_and_names_no_test_that_is_not_there() {
-    let tests = test_sources();
+    let sources = test_sources();
     let rows = rows();
     let mut unlisted: BTreeSet<_> = rows.iter().map(|fact| fact.says).collect();
     for cells in documented() {
@@ -290,7 +290,7 @@ fn the_documentation_lists_every_fact_and_names_no_test_that_is_not_there() {
             }
             if let Some(name) = test.strip_prefix('`').and_then(|test| test.strip_suffix('`')) {
                 let function = format!("fn {name}()");
-                assert!(tests.iter().any(|text| text.contains(&function)), "no test {name}");
+                assert!(sources.iter().any(|text| text.contains(&function)), "no test {name}");
                 continue;
             }
             assert!(rows.iter().any(|fact| fact.says == test), "no row: {test}");
