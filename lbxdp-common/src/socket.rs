@@ -2,11 +2,12 @@
 
 /// Key of `sockets_v4` and `sockets_v6`. IPv6 sockets that use IPv4-mapped addresses are in
 /// `sockets_v4`.
-#[repr(C, align(8))]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SocketKey<A> {
-    /// Cookie of the socket; never used again while the kernel runs.
-    pub cookie: u64,
+    /// Cookie of the socket, never used again while the kernel runs: two words, because one of 8
+    /// bytes would have the IPv6 key end with padding.
+    cookie: [u32; 2],
     /// A frontend's or a backend's address, network order.
     pub addr: A,
     /// Its port, host order.
@@ -18,6 +19,18 @@ pub struct SocketKey<A> {
 }
 
 impl<A> SocketKey<A> {
+    /// A key for the socket with this `cookie`, `addr`, `port` (host order) and IANA `protocol`.
+    #[inline(always)]
+    pub const fn new(cookie: u64, addr: A, port: u16, protocol: u8, way: u8) -> Self {
+        Self { cookie: [cookie as u32, (cookie >> 32) as u32], addr, port, protocol, way }
+    }
+
+    /// Cookie of the socket.
+    #[inline(always)]
+    pub const fn cookie(&self) -> u64 {
+        self.cookie[0] as u64 | (self.cookie[1] as u64) << 32
+    }
+
     /// `addr` and `port` are a frontend's, the value has the backend that the socket keeps using
     /// for it.
     pub const TO_BACKEND: u8 = 1;
@@ -57,7 +70,7 @@ impl<A> SocketPeer<A> {
 
 const _: () = {
     assert!(size_of::<SocketKey<[u8; 4]>>() == 16);
-    assert!(size_of::<SocketKey<[u8; 16]>>() == 32);
+    assert!(size_of::<SocketKey<[u8; 16]>>() == 28);
     assert!(size_of::<SocketPeer<[u8; 4]>>() == 12);
     assert!(size_of::<SocketPeer<[u8; 16]>>() == 24);
 };

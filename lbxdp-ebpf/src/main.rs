@@ -37,7 +37,7 @@ use lbxdp_common::{Counter, DropReason};
 
 use hooks::{Outcome, socket};
 use lookup::count;
-use packet::{skb::SkbPacket, xdp::XdpPacket};
+use packet::{sent::SentPacket, skb::SkbPacket, xdp::XdpPacket};
 use sock_addr::{Call, Sock};
 
 /// XDP for frames of one or more buffers (an MTU larger than a page). Linux 5.18.
@@ -162,7 +162,7 @@ pub fn lbxdp_release(ctx: SockContext) -> i32 {
 /// A socket sends a packet. Attached only while there are stale sockets.
 #[cgroup_skb(egress)]
 pub fn lbxdp_stale(ctx: SkBuffContext) -> i32 {
-    let packet = SkbPacket { ctx: TcContext::new(ctx.skb.skb) };
+    let packet = SentPacket { ctx };
     if socket::is_stale(&packet) { END } else { PROCEED }
 }
 

@@ -73,7 +73,7 @@ fn entry<A: Addr>(key: &SocketKey<A>, peer: &SocketPeer<A>) -> Option<Entry> {
     } else {
         (valued, keyed, Role::Shows)
     };
-    Some(Entry { cookie: key.cookie, frontend, backend, role })
+    Some(Entry { cookie: key.cookie(), frontend, backend, role })
 }
 
 fn carry_out<A: Addr>(
@@ -87,7 +87,7 @@ fn carry_out<A: Addr>(
         Role::Uses => (SocketKey::<A>::TO_BACKEND, frontend),
         Role::Shows | Role::Connected { .. } => (SocketKey::<A>::TO_FRONTEND, backend),
     };
-    let key = SocketKey { cookie: entry.cookie, addr, port, protocol: IPPROTO_UDP, way };
+    let key = SocketKey::new(entry.cookie, addr, port, IPPROTO_UDP, way);
     let done = match op {
         SocketOp::Forget(_) => or_missing(map.map.remove(&key)),
         SocketOp::SetStale(_, is_stale) => set_stale(map, key, *is_stale),

@@ -17,7 +17,7 @@ use crate::{
         backend::{self, Choice, NoChoice, Side},
         count, socket,
     },
-    packet::{Packet as _, Pair, read, skb::SkbPacket},
+    packet::{Pair, read, sent::SentPacket},
     parse::Segment,
     sock_addr::{Call, Form, Inet, Inet6, Known, Mapped, Sock},
 };
@@ -151,7 +151,7 @@ fn send<S: Form>(call: &Call, addr: <S::Family as Family>::Addr) -> Outcome {
     };
     let cookie = call.cookie();
     let way = SocketKey::<<S::Family as Family>::Addr>::TO_BACKEND;
-    let key = SocketKey { cookie, addr: asked.addr, port: asked.port, protocol, way };
+    let key = SocketKey::new(cookie, asked.addr, asked.port, protocol, way);
     let known = socket::get::<S::Family>(&key);
     let (backend_addr, backend_port, frontend) = match known {
         Some(SocketPeer { addr, port, frontend, .. }) => {
@@ -230,8 +230,7 @@ pub fn release(sock: &Sock) {
 /// Whether what a stale socket sends ends here: the `sendmsg` hook does not see what connected
 /// sockets send, and their backend serves no more.
 #[inline(always)]
-pub fn is_stale(packet: &SkbPacket) -> bool {
-    // Packets begin with their IP header here.
+pub fn is_stale(packet: &SentPacket) -> bool {
     let is_stale = match packet.protocol() {
         V4::ETHER_TYPE => sends_to_stale::<V4>(packet),
         V6::ETHER_TYPE => sends_to_stale::<V6>(packet),
@@ -241,8 +240,7 @@ pub fn is_stale(packet: &SkbPacket) -> bool {
 }
 
 #[inline(always)]
-fn sends_to_stale<F: Family>(packet: &SkbPacket) -> Option<bool> {
-    packet.linearize(size_of::<F::Header>() + 8);
+fn sends_to_stale<F: Family>(packet: &SentPacket) -> Option<bool> {
     let addresses: Pair<F::Addr> = read(packet, F::SRC_OFFSET)?;
     let mut segment = Segment::new();
     F::parse(packet, &mut segment).ok()?;
@@ -319,13 +317,13 @@ fn choose<F: Family>(frontend: u32) -> Result<Choice<F::Addr>, NoChoice> {
 
 #[inline(always)]
 fn to_frontend<A>(cookie: u64, addr: A, port: u16, protocol: u8) -> SocketKey<A> {
-    SocketKey { cookie, addr, port, protocol, way: SocketKey::<A>::TO_FRONTEND }
+    SocketKey::new(cookie, addr, port, protocol, SocketKey::<A>::TO_FRONTEND)
 }
 
 #[inline(always)]
 fn last<F: Family>(cookie: u64) -> SocketKey<F::Addr> {
     let way = SocketKey::<F::Addr>::LAST;
-    SocketKey { cookie, addr: F::Addr::UNSPECIFIED, port: 0, protocol: IPPROTO_UDP, way }
+    SocketKey::new(cookie, F::Addr::UNSPECIFIED, 0, IPPROTO_UDP, way)
 }
 
 /// Whether the socket sees this backend as the frontend that it asked for, or is connected to it:
@@ -358,7 +356,7 @@ fn forget_last<F: Family>(cookie: u64) {
     let Some(SocketPeer { addr, port, .. }) = socket::get::<F>(&last) else { return };
     socket::remove::<F>(&last);
     let way = SocketKey::<F::Addr>::TO_BACKEND;
-    let to_backend = SocketKey { cookie, addr, port, protocol: IPPROTO_UDP, way };
+    let to_backend = SocketKey::new(cookie, addr, port, IPPROTO_UDP, way);
     if let Some(SocketPeer { addr, port, .. }) = socket::get::<F>(&to_backend) {
         socket::remove::<F>(&to_backend);
         socket::remove::<F>(&to_frontend(cookie, addr, port, IPPROTO_UDP));

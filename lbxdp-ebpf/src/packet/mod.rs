@@ -1,5 +1,6 @@
 //! Packet bytes: the one unsafe accessor, and the contexts it works on.
 
+pub mod sent;
 pub mod skb;
 #[cfg(test)]
 pub mod slice;

@@ -6,8 +6,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated::{
-        bpf_get_socket_cookie, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
-        bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -84,19 +84,6 @@ impl SkbPacket {
     #[inline(always)]
     pub fn has_vlan_tag(&self) -> bool {
         self.field(|skb| skb.vlan_present) != 0
-    }
-
-    /// EtherType of the packet.
-    #[inline(always)]
-    pub fn protocol(&self) -> u16 {
-        u16::from_be(self.field(|skb| skb.protocol) as u16)
-    }
-
-    /// Cookie of the socket that sends it, zero if there is none.
-    #[inline(always)]
-    pub fn cookie(&self) -> u64 {
-        // SAFETY: the kernel's own context.
-        unsafe { bpf_get_socket_cookie(self.raw().cast()) }
     }
 
     /// Interface index of the device whose program runs.

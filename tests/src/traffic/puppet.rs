@@ -73,7 +73,7 @@ impl Puppet {
             .and_then(|()| self.input.flush())
             .and_then(|()| self.output.read_line(&mut answer));
         assert!(asked.is_ok_and(|bytes| bytes > 0), "{command}: the puppet is gone");
-        match answer.trim_end().split_once(' ') {
+        match answer.trim_end_matches('\n').split_once(' ') {
             Some(("ok", value)) => Ok(value.to_owned()),
             Some(("error", number)) => Err(Errno::from_raw(number.parse().expect("an errno"))),
             _ => panic!("{command}: {answer:?}"),
@@ -276,8 +276,11 @@ fn churn(target: SocketAddr, millis: &str) -> Outcome<String> {
     let (mut count, mut failed) = (0_u64, 0_u64);
     let start = Instant::now();
     while start.elapsed() < time {
-        let tried = open(if target.is_ipv4() { "tcp4" } else { "tcp6" })
-            .and_then(|fd| connect(fd.as_raw_fd(), &SockaddrStorage::from(target)));
+        let tried = open(if target.is_ipv4() { "tcp4" } else { "tcp6" }).and_then(|fd| {
+            // Closed with a reset, or the ports would run out.
+            setsockopt(&fd, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?;
+            connect(fd.as_raw_fd(), &SockaddrStorage::from(target))
+        });
         count += 1;
         failed += u64::from(tried.is_err());
     }

@@ -174,7 +174,7 @@ fn what_is_nobodys_and_what_is_no_tcp_or_udp_is_left_alone() {
     }
     for family in [Family::V4, Family::V6] {
         puppet.open(3, Kind::Ping, family.is_v6());
-        let to = family.cluster_ip(WEB, 0);
+        let to = family.cluster_ip(WEB, ECHO);
         assert_eq!(puppet.connect(3, to), Ok(()));
         assert_eq!(puppet.peer(3).ip(), to.ip());
     }
@@ -235,7 +235,7 @@ fn a_tcp_connection_outlives_its_endpoint_and_its_service() {
         puppet.recv(id).expect("a banner");
     }
     world.serve("old", 20, &[(world.cluster.node(1), world.far_pod())]);
-    let mut use_them = |puppet: &mut lbxdp_tests::traffic::puppet::Puppet| {
+    let use_them = |puppet: &mut lbxdp_tests::traffic::puppet::Puppet| {
         for (id, family) in (1..).zip(Family::ALL) {
             puppet.send(id, "still here").expect("sent");
             assert_eq!(puppet.recv(id).as_deref(), Ok("still here"));
