@@ -7,6 +7,7 @@ mod flows;
 mod forwarding;
 mod frames;
 mod noise;
+mod pods;
 mod rig;
 
 use std::net::SocketAddr;
