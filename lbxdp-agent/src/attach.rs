@@ -249,7 +249,10 @@ impl Dataplane {
             let status = match (&broken, &mut tc) {
                 (Some(error), _) => failed(wanted, error.clone()),
                 (None, Err(error)) => failed(wanted, format!("netlink: {error}")),
-                (None, Ok(tc)) => self.attach(wanted, &mut links, tc),
+                (None, Ok(tc)) => match self.attach(wanted, &mut links, tc) {
+                    Some(status) => status,
+                    None => continue,
+                },
             };
             statuses.push(status);
         }
@@ -299,12 +302,14 @@ impl Dataplane {
         Ok(kept)
     }
 
+    /// Attaches what belongs on a device; `None` if it was a pod's and has gone with the pod, which
+    /// is no failure.
     fn attach(
         &self,
         wanted: &Wanted,
         links: &mut BTreeMap<(u32, Point), LinkPin>,
         tc: &mut Tc,
-    ) -> DeviceStatus {
+    ) -> Option<DeviceStatus> {
         let mut errors = Vec::new();
         let xdp = wanted.xdp.clone().and_then(|()| {
             let link = links.remove(&(wanted.ifindex, Point::Xdp));
@@ -326,10 +331,13 @@ impl Dataplane {
                 None => Ok(()),
             };
             if let Err(error) = attached {
+                if wanted.why == Why::Pod && error.raw_os_error() == Some(libc::ENODEV) {
+                    return None;
+                }
                 errors.push(format!("tc {}: {error}", point.as_str()));
             }
         }
-        DeviceStatus {
+        Some(DeviceStatus {
             name: wanted.name.clone(),
             ifindex: wanted.ifindex,
             why: Some(wanted.why),
@@ -337,7 +345,7 @@ impl Dataplane {
             tc: tc_kind.filter(|_| errors.is_empty()),
             error: (!errors.is_empty()).then(|| errors.join("; ")),
             is_pod_name: wanted.is_pod_name,
-        }
+        })
     }
 
     fn attach_link(&self, wanted: &Wanted, point: Point, link: Option<LinkPin>) -> io::Result<()> {
