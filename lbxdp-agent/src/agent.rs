@@ -136,7 +136,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         if devices_due <= now {
             let current = Arc::clone(&network.borrow());
             agent.attach(&current);
-            devices_due = Instant::now() + DEVICES_EVERY;
+            let pause = if agent.dataplane.is_behind() { Duration::ZERO } else { DEVICES_EVERY };
+            devices_due = Instant::now() + pause;
         }
         let wake = retry_due.map_or(devices_due, |due| due.min(devices_due)).min(sweep_due);
         tokio::select! {

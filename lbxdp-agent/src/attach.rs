@@ -17,7 +17,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
@@ -133,7 +133,13 @@ pub struct Dataplane {
     rebuilt: Vec<pins::Mismatch>,
     /// Leftovers of earlier agents are gone.
     settled: bool,
+    /// Pods' devices were left for the next round.
+    is_behind: bool,
 }
+
+/// How long one round may go on attaching to pods' devices. The kernel waits for its readers with
+/// each first program of a device, some 10 ms, and nothing else should wait for hundreds of them.
+const POD_ROUND: Duration = Duration::from_millis(500);
 
 impl Dataplane {
     /// Loads `object`, on the pinned maps if they fit and on new ones if not. Nothing is attached
@@ -162,7 +168,17 @@ impl Dataplane {
             TcMode::Auto if kernel_at_least(6, 6) => TcKind::Tcx,
             TcMode::Auto | TcMode::Clsact => TcKind::Clsact,
         };
-        Ok(Self { ebpf, pins, specs, programs, frags, tc_kind, rebuilt, settled: false })
+        Ok(Self {
+            ebpf,
+            pins,
+            specs,
+            programs,
+            frags,
+            tc_kind,
+            rebuilt,
+            settled: false,
+            is_behind: false,
+        })
     }
 
     /// The loaded object, for its log.
@@ -178,6 +194,12 @@ impl Dataplane {
     /// Whether the XDP program takes packets in more than one buffer (MTU over a page).
     pub const fn frags(&self) -> bool {
         self.frags
+    }
+
+    /// Whether the last round ended before every pod's device had its programs: the next one
+    /// should follow at once.
+    pub const fn is_behind(&self) -> bool {
+        self.is_behind
     }
 
     /// The pinned maps that did not fit; not empty if the maps are new for that reason.
@@ -245,7 +267,17 @@ impl Dataplane {
             Err(error) => (BTreeMap::new(), Some(format!("pinned links: {error}"))),
         };
         let mut tc = Tc::open();
+        let since = Instant::now();
+        self.is_behind = false;
         for wanted in &selection.wanted {
+            if wanted.why == Why::Pod
+                && self.tc_kind == TcKind::Tcx
+                && !links.contains_key(&(wanted.ifindex, Point::PodIngress))
+                && since.elapsed() > POD_ROUND
+            {
+                self.is_behind = true;
+                continue;
+            }
             let status = match (&broken, &mut tc) {
                 (Some(error), _) => failed(wanted, error.clone()),
                 (None, Err(error)) => failed(wanted, format!("netlink: {error}")),
