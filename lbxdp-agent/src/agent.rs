@@ -147,7 +147,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         if devices_due <= now {
             let current = Arc::clone(&network.borrow());
             agent.attach(&current);
-            devices_due = Instant::now() + DEVICES_EVERY;
+            let pause = if agent.dataplane.is_behind() { Duration::ZERO } else { DEVICES_EVERY };
+            devices_due = Instant::now() + pause;
         }
         if sockets_due.is_some_and(|due| due <= Instant::now()) {
             let is_settled = sockets_changed.elapsed() >= SOCKETS_EVERY;

@@ -19,7 +19,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
@@ -145,7 +145,13 @@ pub struct Dataplane {
     rebuilt: Vec<pins::Mismatch>,
     /// Leftovers of earlier agents are gone.
     settled: bool,
+    /// Pods' devices were left for the next round.
+    is_behind: bool,
 }
+
+/// How long one round may go on attaching to pods' devices. The kernel waits for its readers with
+/// each first program of a device, some 10 ms, and nothing else should wait for hundreds of them.
+const POD_ROUND: Duration = Duration::from_millis(500);
 
 impl Dataplane {
     /// Loads `object`, on the pinned maps if they fit and on new ones if not. Nothing is attached
@@ -175,7 +181,18 @@ impl Dataplane {
             TcMode::Auto if kernel_at_least(6, 6) => TcKind::Tcx,
             TcMode::Auto | TcMode::Clsact => TcKind::Clsact,
         };
-        Ok(Self { ebpf, pins, specs, programs, sockets, frags, tc_kind, rebuilt, settled: false })
+        Ok(Self {
+            ebpf,
+            pins,
+            specs,
+            programs,
+            sockets,
+            frags,
+            tc_kind,
+            rebuilt,
+            settled: false,
+            is_behind: false,
+        })
     }
 
     /// The loaded object, for its log.
@@ -191,6 +208,12 @@ impl Dataplane {
     /// Whether the XDP program takes packets in more than one buffer (MTU over a page).
     pub const fn frags(&self) -> bool {
         self.frags
+    }
+
+    /// Whether the last round ended before every pod's device had its programs: the next one
+    /// should follow at once.
+    pub const fn is_behind(&self) -> bool {
+        self.is_behind
     }
 
     /// The pinned maps that did not fit; not empty if the maps are new for that reason.
@@ -269,11 +292,24 @@ impl Dataplane {
             Err(error) => (BTreeMap::new(), Some(format!("pinned links: {error}"))),
         };
         let mut tc = Tc::open();
+        let since = Instant::now();
+        self.is_behind = false;
         for wanted in &selection.wanted {
+            if wanted.why == Why::Pod
+                && self.tc_kind == TcKind::Tcx
+                && !links.contains_key(&(wanted.ifindex, Point::PodIngress))
+                && since.elapsed() > POD_ROUND
+            {
+                self.is_behind = true;
+                continue;
+            }
             let status = match (&broken, &mut tc) {
                 (Some(error), _) => failed(wanted, error.clone()),
                 (None, Err(error)) => failed(wanted, format!("netlink: {error}")),
-                (None, Ok(tc)) => self.attach(wanted, &mut links, tc),
+                (None, Ok(tc)) => match self.attach(wanted, &mut links, tc) {
+                    Some(status) => status,
+                    None => continue,
+                },
             };
             statuses.push(status);
         }
@@ -323,12 +359,14 @@ impl Dataplane {
         Ok(kept)
     }
 
+    /// Attaches what belongs on a device; `None` if it was a pod's and has gone with the pod, which
+    /// is no failure.
     fn attach(
         &self,
         wanted: &Wanted,
         links: &mut BTreeMap<(u32, Point), LinkPin>,
         tc: &mut Tc,
-    ) -> DeviceStatus {
+    ) -> Option<DeviceStatus> {
         let mut errors = Vec::new();
         let xdp = wanted.xdp.clone().and_then(|()| {
             let link = links.remove(&(wanted.ifindex, Point::Xdp));
@@ -350,10 +388,13 @@ impl Dataplane {
                 None => Ok(()),
             };
             if let Err(error) = attached {
+                if wanted.why == Why::Pod && error.raw_os_error() == Some(libc::ENODEV) {
+                    return None;
+                }
                 errors.push(format!("tc {}: {error}", point.as_str()));
             }
         }
-        DeviceStatus {
+        Some(DeviceStatus {
             name: wanted.name.clone(),
             ifindex: wanted.ifindex,
             why: Some(wanted.why),
@@ -361,7 +402,7 @@ impl Dataplane {
             tc: tc_kind.filter(|_| errors.is_empty()),
             error: (!errors.is_empty()).then(|| errors.join("; ")),
             is_pod_name: wanted.is_pod_name,
-        }
+        })
     }
 
     fn attach_link(&self, wanted: &Wanted, point: Point, link: Option<LinkPin>) -> io::Result<()> {

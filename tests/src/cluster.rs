@@ -40,6 +40,9 @@ pub const BACK_LINK: &str = "eth1";
 /// The nodes' overlay device, with [`PodPath::Vxlan`].
 pub const OVERLAY: &str = "flannel.1";
 
+/// The bridge of a node's pods, after [`Cluster::bridge_pods`].
+pub const BRIDGE: &str = "cni0";
+
 /// How nodes reach each other's pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodPath {
@@ -225,6 +228,41 @@ impl Cluster {
             addresses[1..].iter().map(|a| address_line(UPLINK, &format!("{a}/{length}"))),
         );
         addresses
+    }
+
+    /// Puts the pods of each node on a bridge [`BRIDGE`] that has the gateway's addresses, as CNI
+    /// plugins with a bridge do, with what such nodes need to have: bridged packets pass conntrack
+    /// and the firewall (`br_netfilter`).
+    #[track_caller]
+    pub fn bridge_pods(&self) {
+        for (number, node) in (1_u8..).zip(&self.nodes) {
+            let gateway = Ipv4Addr::new(10, 244, number, 1);
+            node.netns.bridge(BRIDGE);
+            for key in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+                node.netns.sysctl(&format!("net.bridge.{key}"), "1");
+            }
+            for pod in &node.pods {
+                node.netns.ip_batch([
+                    // IPv4 routes go with the last address, IPv6 ones stay.
+                    format!("address flush dev {}", pod.node_device),
+                    format!("route del {}/128 dev {}", pod.v6, pod.node_device),
+                    format!("link set {} master {BRIDGE}", pod.node_device),
+                ]);
+                pod.netns.ip_batch([
+                    format!("address flush dev {UPLINK} scope global"),
+                    address_line(UPLINK, &format!("{}/24", pod.v4)),
+                    address_line(UPLINK, &format!("{}/64", pod.v6)),
+                    format!("route replace default via {gateway} dev {UPLINK}"),
+                    format!("route replace default via fe80::1 dev {UPLINK}"),
+                ]);
+            }
+            node.netns.ip_batch([
+                address_line(BRIDGE, &format!("{gateway}/24")),
+                address_line(BRIDGE, "fe80::1/64"),
+                format!("route replace {} dev {BRIDGE}", node.pod_cidr_v6),
+            ]);
+            node.netns.wait_links_up();
+        }
     }
 
     /// Every host and pod forgets its neighbours, as after a long silence.

@@ -9,6 +9,7 @@ mod forwarding;
 mod fragments;
 mod frames;
 mod noise;
+mod pods;
 mod restarts;
 mod rig;
 

@@ -134,7 +134,7 @@ impl Rig {
         load(|| xdp.load());
         // A test run on a device wants its receive queue registered, which attaching does.
         xdp.attach("n0", XdpMode::Driver).expect("veth has native XDP");
-        for name in ["lbxdp_ingress", "lbxdp_egress"] {
+        for name in ["lbxdp_ingress", "lbxdp_egress", "lbxdp_pod_ingress", "lbxdp_pod_egress"] {
             let classifier: &mut SchedClassifier = program(&mut ebpf, name);
             load(|| classifier.load());
         }
@@ -272,6 +272,11 @@ impl Rig {
         self.listen(addr, protocol, TableRef::serve(block, 4))
     }
 
+    /// What the frontend that was made last chooses from.
+    pub fn last_table(&self) -> TableRef {
+        TableRef::serve(self.next_block - 1, 4)
+    }
+
     /// A frontend that has only a verdict.
     pub fn verdict(&mut self, addr: SocketAddr, protocol: u8, policy: TablePolicy) -> u32 {
         self.listen(addr, protocol, TableRef::verdict(policy))
@@ -280,7 +285,7 @@ impl Rig {
     fn listen(&mut self, addr: SocketAddr, protocol: u8, table: TableRef) -> u32 {
         let id = self.next_frontend;
         self.next_frontend += 1;
-        self.describe(addr.ip(), id, table);
+        self.describe(addr.ip(), id, table, table);
         let port = addr.port();
         match addr.ip() {
             IpAddr::V4(addr) => {
@@ -301,10 +306,10 @@ impl Rig {
     }
 
     /// Publishes what a frontend chooses from.
-    pub fn describe(&mut self, family: IpAddr, id: u32, table: TableRef) {
+    pub fn describe(&mut self, family: IpAddr, id: u32, external: TableRef, internal: TableRef) {
         let map = if family.is_ipv4() { "descriptors_v4" } else { "descriptors_v6" };
         let descriptor =
-            Descriptor { external: table.0, internal: table.0, ..Descriptor::default() };
+            Descriptor { external: external.0, internal: internal.0, ..Descriptor::default() };
         self.array(map).set(id, descriptor, 0).expect("room");
     }
 
@@ -431,6 +436,16 @@ impl Rig {
     /// Runs tc egress on a frame that leaves by `n0`.
     pub fn egress(&mut self, frame: &[u8]) -> Fate {
         self.tc("lbxdp_egress", frame, 0)
+    }
+
+    /// Runs tc ingress of a pod's device on a frame that came in by `n0`.
+    pub fn pod_ingress(&mut self, frame: &[u8]) -> Fate {
+        self.tc("lbxdp_pod_ingress", frame, 0)
+    }
+
+    /// Runs tc egress of a pod's device on a frame that leaves by `n0`.
+    pub fn pod_egress(&mut self, frame: &[u8]) -> Fate {
+        self.tc("lbxdp_pod_egress", frame, 0)
     }
 
     fn tc(&mut self, name: &str, frame: &[u8], gso_size: u32) -> Fate {

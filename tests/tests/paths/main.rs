@@ -9,6 +9,7 @@ mod flooding;
 mod hairpin;
 mod mtu;
 mod others;
+mod pod_device;
 mod policy;
 mod router;
 mod scene;
