@@ -16,6 +16,8 @@ use crate::apply::Maps as _;
 use crate::apply::pinned::PinnedMaps;
 use crate::attach::{Config, Dataplane, DeviceStatus, TcKind};
 use crate::device::Rules;
+use crate::health::listeners::Listeners;
+use crate::health::{Health, NoLocalEndpoints};
 use crate::index::{self, Index};
 use crate::keep;
 use crate::lock::Lock;
@@ -23,7 +25,7 @@ use crate::model::{Desired, Endpoints, NodeFacts, Problem, Severity};
 use crate::netlink::{Monitor, Network, Routes};
 use crate::pins::Pins;
 use crate::reconcile::Reconciler;
-use crate::serve::{self, Health};
+use crate::serve;
 use crate::source::Snapshot;
 use crate::source::manifests::Manifests;
 use crate::source::watch;
@@ -99,6 +101,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         index_problems: Vec::new(),
         reported: BTreeSet::new(),
         statuses: Vec::new(),
+        listeners: Listeners::new(Arc::clone(&health)),
         health,
     };
     agent.take(source.load());
@@ -106,6 +109,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut sweep_due = Instant::now() + SWEEP_EVERY;
     let mut retry_due = Some(Instant::now());
     loop {
+        agent.health.turned();
         let now = Instant::now();
         let mut sweep = false;
         if sweep_due <= now {
@@ -126,12 +130,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         tokio::select! {
             () = watcher.changed() => {
                 if let Some(snapshot) = source.refresh() {
+                    agent.health.queued();
                     agent.take(snapshot);
                     retry_due = Some(Instant::now());
                 }
             }
             changed = network.changed() => {
                 changed.context("the netlink thread ended")?;
+                agent.health.queued();
                 retry_due = Some(Instant::now());
             }
             () = sleep_until(wake) => {}
@@ -159,6 +165,7 @@ struct Agent {
     index_problems: Vec<Problem>,
     reported: BTreeSet<Problem>,
     statuses: Vec<DeviceStatus>,
+    listeners: Listeners,
     health: Arc<Health>,
 }
 
@@ -169,6 +176,7 @@ impl Agent {
         self.index.replace(objects);
         self.source_problems = problems;
         self.rules.node_addresses = self.index.node_addresses();
+        self.health.set_node_eligible(self.index.is_node_eligible());
         self.may_lack &= !is_complete;
         self.decide();
     }
@@ -183,6 +191,7 @@ impl Agent {
                 tracing::warn!(kept, "input is incomplete since the start: frontends stay");
             }
         }
+        self.health.set_no_local_endpoints(NoLocalEndpoints::of(&desired));
         self.desired = desired;
     }
 
@@ -191,6 +200,8 @@ impl Agent {
         if self.index.set_device_addresses(network.addresses()) {
             self.decide();
         }
+        // First, so that nobody is sent here for what is about to go.
+        let (unheard, listen_again) = self.listeners.follow(&self.desired);
         let facts = self.facts(network);
         let flows = sweep.then(|| self.reconciler.maps().flow_addresses());
         let flows = match flows.transpose() {
@@ -217,9 +228,11 @@ impl Agent {
         if let Some(error) = &swept.failure {
             tracing::error!(%error, retry = ?swept.retry_after, "ending UDP flows");
         }
-        self.report(outcome.problems);
+        let mut problems = outcome.problems;
+        problems.extend(unheard);
+        self.report(problems);
         self.health.programmed(outcome.failure.is_none());
-        earliest([outcome.retry_after, swept.retry_after])
+        earliest([outcome.retry_after, swept.retry_after, listen_again])
     }
 
     /// What only this node knows: its addresses, and from where it reaches remote backends.
