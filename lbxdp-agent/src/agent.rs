@@ -17,6 +17,8 @@ use crate::apply::pinned::PinnedMaps;
 use crate::apply::sockets::SocketMaps;
 use crate::attach::{Config, Dataplane, DeviceStatus, TcKind};
 use crate::device::{Pattern, Rules, Why};
+use crate::health::listeners::Listeners;
+use crate::health::{Health, NoLocalEndpoints};
 use crate::index::{self, Index};
 use crate::keep;
 use crate::lock::Lock;
@@ -24,7 +26,7 @@ use crate::model::{Desired, Endpoints, NodeFacts, Problem, Severity};
 use crate::netlink::{Monitor, Network, Routes};
 use crate::pins::Pins;
 use crate::reconcile::Reconciler;
-use crate::serve::{self, Health};
+use crate::serve;
 use crate::sockets;
 use crate::source::Snapshot;
 use crate::source::manifests::Manifests;
@@ -122,6 +124,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         index_problems: Vec::new(),
         reported: BTreeSet::new(),
         statuses: Vec::new(),
+        listeners: Listeners::new(Arc::clone(&health)),
         health,
     };
     agent.take(source.load());
@@ -131,6 +134,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut sockets_due = None;
     let mut sockets_changed = Instant::now();
     loop {
+        agent.health.turned();
         let now = Instant::now();
         let mut sweep = false;
         if sweep_due <= now {
@@ -160,12 +164,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         tokio::select! {
             () = watcher.changed() => {
                 if let Some(snapshot) = source.refresh() {
+                    agent.health.queued();
                     agent.take(snapshot);
                     retry_due = Some(Instant::now());
                 }
             }
             changed = network.changed() => {
                 changed.context("the netlink thread ended")?;
+                agent.health.queued();
                 retry_due = Some(Instant::now());
             }
             () = sleep_until(wake) => {}
@@ -194,6 +200,7 @@ struct Agent {
     index_problems: Vec<Problem>,
     reported: BTreeSet<Problem>,
     statuses: Vec<DeviceStatus>,
+    listeners: Listeners,
     health: Arc<Health>,
 }
 
@@ -204,6 +211,7 @@ impl Agent {
         self.index.replace(objects);
         self.source_problems = problems;
         self.rules.node_addresses = self.index.node_addresses();
+        self.health.set_node_eligible(self.index.is_node_eligible());
         self.may_lack &= !is_complete;
         self.decide();
     }
@@ -218,6 +226,7 @@ impl Agent {
                 tracing::warn!(kept, "input is incomplete since the start: frontends stay");
             }
         }
+        self.health.set_no_local_endpoints(NoLocalEndpoints::of(&desired));
         self.desired = desired;
     }
 
@@ -226,6 +235,8 @@ impl Agent {
         if self.index.set_device_addresses(network.addresses()) {
             self.decide();
         }
+        // First, so that nobody is sent here for what is about to go.
+        let (unheard, listen_again) = self.listeners.follow(&self.desired);
         let facts = self.facts(network);
         let flows = sweep.then(|| self.reconciler.maps().flow_addresses());
         let flows = match flows.transpose() {
@@ -252,9 +263,11 @@ impl Agent {
         if let Some(error) = &swept.failure {
             tracing::error!(%error, retry = ?swept.retry_after, "ending UDP flows");
         }
-        self.report(outcome.problems);
+        let mut problems = outcome.problems;
+        problems.extend(unheard);
+        self.report(problems);
         self.health.programmed(outcome.failure.is_none());
-        earliest([outcome.retry_after, swept.retry_after])
+        earliest([outcome.retry_after, swept.retry_after, listen_again])
     }
 
     /// What only this node knows: its addresses, and from where it reaches remote backends.

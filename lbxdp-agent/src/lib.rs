@@ -10,6 +10,7 @@ pub mod attach;
 pub mod cli;
 pub mod device;
 pub mod dump;
+pub mod health;
 pub mod index;
 pub mod keep;
 pub mod lock;

@@ -14,9 +14,9 @@ use prometheus_client::registry::Registry;
 use crate::apply::pinned::{PinnedMaps, Sizes};
 use crate::attach;
 use crate::device::Why;
+use crate::health::{Health, NoLocalEndpoints};
 use crate::netlink::Monitor;
 use crate::pins::Pins;
-use crate::serve::Health;
 use crate::sys::Access;
 
 type Labels = Vec<(&'static str, String)>;
@@ -41,6 +41,28 @@ pub fn text(health: &Health) -> anyhow::Result<String> {
     let (warnings, errors) = health.problem_counts();
     for (severity, count) in [("warning", warnings), ("error", errors)] {
         problems.get_or_create(&vec![("severity", severity.to_owned())]).set(signed(count));
+    }
+
+    for (name, help, answers) in [
+        ("healthz", "Answers of /healthz, by status code", &health.healthz),
+        ("livez", "Answers of /livez, by status code", &health.livez),
+    ] {
+        let counters = Counters::default();
+        registry.register(name, help, counters.clone());
+        for (code, count) in answers.by_code() {
+            counters.get_or_create(&vec![("code", code.to_string())]).inc_by(count);
+        }
+    }
+
+    let no_local = gauges(
+        &mut registry,
+        "no_local_endpoints",
+        "Service ports that a policy Local leaves without endpoints on this node, though others have \
+         some",
+    );
+    let NoLocalEndpoints { internal, external } = health.no_local_endpoints();
+    for (policy, count) in [("internal", internal), ("external", external)] {
+        no_local.get_or_create(&vec![("traffic_policy", policy.to_owned())]).set(signed(count));
     }
 
     let pins = Pins::new(health.pin_path());

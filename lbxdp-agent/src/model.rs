@@ -167,8 +167,9 @@ pub struct Clients {
 pub struct HealthCheck {
     /// Where the answer is served, on the node's addresses for NodePorts.
     pub port: u16,
-    /// Distinct addresses of ready endpoints on this node, over all ports of the Service.
-    pub local_endpoints: usize,
+    /// For each family of the Service: distinct addresses of ready endpoints on this node, over all
+    /// of its ports. The families are counted apart, because who asks in one of them sends in it.
+    pub local_endpoints: BTreeMap<Family, usize>,
 }
 
 /// Everything the maps should hold, as the manifests say it.

@@ -133,7 +133,7 @@ impl<M: Maps> Reconciler<M> {
 }
 
 /// The wait after so many failures in a row.
-fn backoff(failures: u32) -> Duration {
+pub fn backoff(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     (FIRST_BACKOFF * (1 << doublings)).min(LONGEST_BACKOFF)
 }

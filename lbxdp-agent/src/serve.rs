@@ -1,97 +1,28 @@
-//! `/livez`, `/readyz`, `/healthz` and `/metrics`. Liveness depends on nothing but this process;
-//! readiness depends on the dataplane.
+//! `/livez`, `/readyz`, `/healthz` and `/metrics`. Liveness depends on nothing but whether this
+//! process gets its work done, never on a source; readiness depends on the dataplane; health is
+//! liveness and whether the node is to get new connections.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::Context as _;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
 use tokio::net::TcpListener;
 
+use crate::health::{Health, answer};
 use crate::metrics;
-
-/// What the agent says of itself.
-#[derive(Debug)]
-pub struct Health {
-    pin_path: PathBuf,
-    programmed: AtomicBool,
-    attached: AtomicBool,
-    sockets: AtomicBool,
-    warnings: AtomicUsize,
-    errors: AtomicUsize,
-}
-
-impl Health {
-    /// An agent that has done nothing yet.
-    pub fn new(pin_path: &Path) -> Self {
-        Self {
-            pin_path: pin_path.to_owned(),
-            programmed: AtomicBool::new(false),
-            attached: AtomicBool::new(false),
-            sockets: AtomicBool::new(false),
-            warnings: AtomicUsize::new(0),
-            errors: AtomicUsize::new(0),
-        }
-    }
-
-    /// Whether the maps are what they should be.
-    pub fn programmed(&self, is_done: bool) {
-        self.programmed.store(is_done, Ordering::Relaxed);
-    }
-
-    /// Whether some device is served.
-    pub fn attached(&self, is_done: bool) {
-        self.attached.store(is_done, Ordering::Relaxed);
-    }
-
-    /// Whether clients on the node are served, if they should be.
-    pub fn sockets(&self, is_done: bool) {
-        self.sockets.store(is_done, Ordering::Relaxed);
-    }
-
-    /// How many problems the input has.
-    pub fn problems(&self, warnings: usize, errors: usize) {
-        self.warnings.store(warnings, Ordering::Relaxed);
-        self.errors.store(errors, Ordering::Relaxed);
-    }
-
-    /// Warnings and errors.
-    pub fn problem_counts(&self) -> (usize, usize) {
-        (self.warnings.load(Ordering::Relaxed), self.errors.load(Ordering::Relaxed))
-    }
-
-    /// Directory of pins.
-    pub fn pin_path(&self) -> &Path {
-        &self.pin_path
-    }
-
-    /// What readiness waits for, if anything.
-    fn missing(&self) -> Option<&'static str> {
-        if !self.programmed.load(Ordering::Relaxed) {
-            Some("the maps are not what they should be\n")
-        } else if !self.attached.load(Ordering::Relaxed) {
-            Some("no device is served\n")
-        } else if !self.sockets.load(Ordering::Relaxed) {
-            Some("sockets on this node are not served\n")
-        } else {
-            None
-        }
-    }
-}
 
 /// Listens on `addr` and answers in the background.
 pub async fn spawn(addr: SocketAddr, health: Arc<Health>) -> anyhow::Result<()> {
     let listener = TcpListener::bind(addr).await.with_context(|| format!("--listen {addr}"))?;
     let router = Router::new()
-        .route("/livez", get(async || "ok\n"))
+        .route("/livez", any(live))
         .route("/readyz", get(ready))
-        .route("/healthz", get(ready))
+        .route("/healthz", any(healthy))
         .route("/metrics", get(scrape))
         .with_state(health);
     tokio::spawn(async move {
@@ -100,6 +31,18 @@ pub async fn spawn(addr: SocketAddr, health: Arc<Health>) -> anyhow::Result<()> 
         }
     });
     Ok(())
+}
+
+async fn live(State(health): State<Arc<Health>>) -> Response {
+    let is_live = health.is_live();
+    health.livez.count(is_live);
+    answer::about_self(is_live, None, health.behind_seconds())
+}
+
+async fn healthy(State(health): State<Arc<Health>>) -> Response {
+    let (is_live, is_eligible) = (health.is_live(), health.is_node_eligible());
+    health.healthz.count(is_live && is_eligible);
+    answer::about_self(is_live, Some(is_eligible), health.behind_seconds())
 }
 
 async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {

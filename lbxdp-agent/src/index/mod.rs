@@ -36,7 +36,9 @@ use self::claims::{Claim, Claims};
 use self::service::{Plan, Policy};
 use self::slices::Slices;
 use self::topology::Here;
-use crate::model::{Desired, Endpoints, Family, Frontend, FrontendAddr, Problem, ServicePortName};
+use crate::model::{
+    Desired, Endpoints, Family, Frontend, FrontendAddr, HealthCheck, Problem, ServicePortName,
+};
 use crate::problem::Problems;
 use crate::source::{Kind, Object, ObjectId, Sourced};
 
@@ -126,7 +128,10 @@ impl Index {
             claims.add(plan, &node);
         }
         let claims = claims.settle(&mut problems);
-        (desired(&claims, &slices), problems.into_sorted())
+        let mut desired = desired(&claims, &slices);
+        desired.health_checks = health_checks(plans.values(), &slices);
+        desired.node_port_addresses = node;
+        (desired, problems.into_sorted())
     }
 
     /// The addresses by which others know this node (`InternalIP` and `ExternalIP`); what cannot be
@@ -134,6 +139,12 @@ impl Index {
     pub fn node_addresses(&self) -> BTreeSet<IpAddr> {
         let node = self.nodes.get(&self.node_id());
         node.map(|node| node::addresses(&node.object)).unwrap_or_default()
+    }
+
+    /// Whether load balancers should send new connections to this node: not while it goes. Yes as
+    /// long as nothing is known of it.
+    pub fn is_node_eligible(&self) -> bool {
+        self.nodes.get(&self.node_id()).is_none_or(|node| node::is_eligible(&node.object))
     }
 
     fn node_id(&self) -> ObjectId {
@@ -183,8 +194,9 @@ impl Index {
         let mut report = problems.about(origin, &id.to_string());
         let wanted_by = |families: &[Family]| {
             let wants = |plan: &&Plan| {
-                plan.ports.iter().any(|port| port.node_port.is_some())
-                    && families.iter().any(|family| plan.families.contains(family))
+                let has_port = plan.ports.iter().any(|port| port.node_port.is_some())
+                    || plan.health_check_port.is_some();
+                has_port && families.iter().any(|family| plan.families.contains(family))
             };
             plans.values().filter(wants).count()
         };
@@ -249,6 +261,29 @@ fn desired(claims: &BTreeMap<FrontendAddr, Claim<'_>>, slices: &Slices<'_>) -> D
         );
     }
     desired
+}
+
+/// What load balancers are told about this node, by namespace and name of the Service. Endpoints
+/// that terminate do not count, though they serve what comes: the load balancer is to go elsewhere
+/// while they end (KEP-1669).
+fn health_checks<'a>(
+    plans: impl Iterator<Item = &'a Plan>,
+    slices: &Slices<'_>,
+) -> BTreeMap<(String, String), HealthCheck> {
+    let mut checks = BTreeMap::new();
+    for plan in plans {
+        let Some(port) = plan.health_check_port else { continue };
+        let endpoints = plan.ports.iter().flat_map(|port| slices.of(&plan.id, port));
+        let local = endpoints.filter(|(_, endpoint)| endpoint.is_local_and_ready());
+        let local: BTreeSet<IpAddr> = local.map(|(addr, _)| addr.ip()).collect();
+        let count = |family: &Family| {
+            (*family, local.iter().filter(|addr| Family::of(**addr) == *family).count())
+        };
+        let local_endpoints = plan.families.iter().map(count).collect();
+        let service = (plan.id.namespace.clone(), plan.id.name.clone());
+        checks.insert(service, HealthCheck { port, local_endpoints });
+    }
+    checks
 }
 
 /// The policies for clients outside and on this node. The address decides, not the client

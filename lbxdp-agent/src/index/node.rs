@@ -13,6 +13,9 @@ use crate::source::{ObjectId, Sourced};
 /// The zone of a node.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
+/// Put on a node that the cluster autoscaler is about to delete.
+const DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// The primary addresses of a node: the first `InternalIP` of each family. That is kube-proxy's
 /// `--nodeport-addresses=primary`, the default of its nftables mode (KEP-3866); `ExternalIP` is
 /// usually the outside of somebody else's NAT.
@@ -46,6 +49,13 @@ pub(super) fn primary_addresses(
 pub(super) fn zone(node: &Node) -> Option<&str> {
     let zone = node.metadata.labels.as_ref()?.get(ZONE_LABEL)?;
     Some(zone.as_str()).filter(|zone| !zone.is_empty())
+}
+
+/// Whether a node is to get new connections: it is not being deleted, neither by a person nor by the
+/// cluster autoscaler (kube-proxy `proxy_health.go`, KEP-3836). `unschedulable` is about new pods.
+pub(super) fn is_eligible(node: &Node) -> bool {
+    let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    node.metadata.deletion_timestamp.is_none() && !taints.any(|taint| taint.key == DELETION_TAINT)
 }
 
 /// Whether NodePorts may be served on a device's address at all. On loopback they would be within

@@ -44,6 +44,9 @@ pub(super) struct Plan {
     pub external_policy: Policy,
     /// For ClusterIPs.
     pub internal_policy: Policy,
+    /// Where load balancers ask for the health of this node's endpoints. Only a load balancer with
+    /// policy Local has it (kube-proxy `NeedsHealthCheck`).
+    pub health_check_port: Option<u16>,
 }
 
 impl Plan {
@@ -121,6 +124,8 @@ pub(super) fn plan(
         external_ips.clear();
     }
     warn_of_what_is_not_served_yet(spec, report);
+    let external_policy =
+        policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", report);
     Some(Plan {
         id: id.clone(),
         origin: sourced.origin.clone(),
@@ -130,11 +135,8 @@ pub(super) fn plan(
         cluster_ips,
         load_balancer_ips,
         external_ips,
-        external_policy: policy(
-            spec.external_traffic_policy.as_deref(),
-            "spec.externalTrafficPolicy",
-            report,
-        ),
+        health_check_port: health_check_port(spec, type_, external_policy, report),
+        external_policy,
         internal_policy: policy(
             spec.internal_traffic_policy.as_deref(),
             "spec.internalTrafficPolicy",
@@ -294,6 +296,24 @@ fn policy(written: Option<&str>, field: &str, report: &mut Reporter<'_>) -> Poli
             Policy::Cluster
         }
     }
+}
+
+fn health_check_port(
+    spec: &ServiceSpec,
+    type_: Type,
+    policy: Policy,
+    report: &mut Reporter<'_>,
+) -> Option<u16> {
+    let port = spec.health_check_node_port.filter(|port| *port != 0)?;
+    if (type_, policy) != (Type::LoadBalancer, Policy::Local) {
+        return None;
+    }
+    let number = ports::number(port);
+    if number.is_none() {
+        let message = format!("{port}, not in 1..65535: load balancers cannot ask this node");
+        report.error("spec.healthCheckNodePort", message);
+    }
+    number
 }
 
 fn warn_of_what_is_not_served_yet(spec: &ServiceSpec, report: &mut Reporter<'_>) {

@@ -64,6 +64,11 @@ impl State {
 }
 
 impl Endpoint {
+    /// Whether load balancers are to know of it.
+    pub(super) fn is_local_and_ready(&self) -> bool {
+        self.local && self.state == State::Ready
+    }
+
     /// One endpoint of two that slices have on the same address. Of what they say differently
     /// that which allows more wins, so that the order of slices doesn't matter. kube-proxy too
     /// prefers a local duplicate, but for the rest takes what it happens to see first.

@@ -1,15 +1,19 @@
 //! Backends come and go; connections stay.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use lbxdp_agent::quarantine::QUARANTINE;
 use lbxdp_tests::AgentOptions;
+use lbxdp_tests::traffic::echo::Client;
 use lbxdp_tests::traffic::hold::Held;
+use lbxdp_tests::traffic::socket::Source;
 use lbxdp_tests::traffic::spread::{Outcome, Probe, Spread};
 
-use crate::world::{TIMEOUT, World, pods, target};
+use crate::world::{TIMEOUT, WEB_FILE, World, pods, target, web};
 
 const CONNECTIONS: u16 = 400;
 const BACKENDS: usize = 10;
@@ -87,4 +91,47 @@ fn removing_and_adding_a_backend_breaks_no_ipv4_connection() {
 #[test]
 fn removing_and_adding_a_backend_breaks_no_ipv6_connection() {
     removing_a_backend_breaks_nothing(true);
+}
+
+/// Connections to a pod here and to one elsewhere, of both families.
+fn held(world: &World) -> Vec<(bool, Client)> {
+    let mut held = Vec::new();
+    for v6 in [false, true] {
+        let mut seen = BTreeSet::new();
+        while seen.len() < 2 {
+            let target = target(v6, Probe::Echo);
+            let client = world.cluster.client.run(|| Client::connect(target, Source::ANY, TIMEOUT));
+            let client = client.expect("a connection");
+            if seen.insert(client.answer().name.clone()) {
+                held.push((v6, client));
+            }
+        }
+    }
+    held
+}
+
+#[test]
+fn connections_outlive_their_endpoint_and_their_service() {
+    let world = World::start(&pods(1, 1), AgentOptions::default());
+    let mut held = held(&world);
+    let mut ping_all = |when: &str| {
+        for (_, client) in &mut held {
+            let name = client.answer().name.clone();
+            client.ping(when).unwrap_or_else(|error| panic!("{when}: {name}: {error}"));
+        }
+    };
+    // Longer than ids and addresses rest.
+    let rest = || std::thread::sleep(2 * QUARANTINE + QUARANTINE / 2);
+    world.manifests.write(WEB_FILE, &web().with(&[]));
+    world.wait_backends(0);
+    ping_all("without endpoints");
+    rest();
+    ping_all("long without endpoints");
+    world.manifests.remove(WEB_FILE);
+    rest();
+    ping_all("without the Service");
+    for v6 in [false, true] {
+        assert!(!world.answers(target(v6, Probe::Http)), "nothing new is served");
+    }
+    ping_all("and still");
 }

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use lbxdp_common::{Counter, DropReason};
 
-use crate::world::{SHORT, World, vip};
+use lbxdp_tests::manifests::{Endpoint, node_object};
+use lbxdp_tests::process::wait_until;
+use serde_json::{Value, json};
+
+use crate::world::{EDIT_WITHIN, SHORT, WEB_FILE, World, vip, web};
 
 /// Every sample of a page of metrics, by name and labels as they are written.
 fn samples(text: &str) -> BTreeMap<String, f64> {
@@ -27,11 +31,21 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
     samples
 }
 
+/// Status and body of one of the pages about the agent itself.
+fn about(world: &World, path: &str) -> (u16, Value) {
+    let (status, body) = world.agent.get(path).expect("an answer");
+    (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {body}")))
+}
+
 #[test]
 fn a_running_agent_is_live_and_ready_and_its_metrics_are_what_status_says() {
     let world = World::with_pods(1, 1);
-    for path in ["/livez", "/readyz", "/healthz"] {
-        assert_eq!(world.agent.get(path), Some((200, "ok\n".to_owned())), "{path}");
+    assert_eq!(world.agent.get("/readyz"), Some((200, "ok\n".to_owned())));
+    for (path, eligible) in [("/livez", Value::Null), ("/healthz", json!(true))] {
+        let (status, body) = about(&world, path);
+        assert_eq!((status, &body["nodeEligible"]), (200, &eligible), "{path}");
+        assert!(body["currentTime"].is_string(), "{body}");
+        assert_eq!(body["lastUpdated"], body["currentTime"], "up to date is now");
     }
     assert_eq!(world.agent.get("/nothing").map(|(status, _)| status), Some(404));
 
@@ -69,6 +83,12 @@ fn a_running_agent_is_live_and_ready_and_its_metrics_are_what_status_says() {
         ("lbxdp_backends", 12.0),
         ("lbxdp_problems{severity=\"error\"}", 0.0),
         ("lbxdp_problems{severity=\"warning\"}", 0.0),
+        ("lbxdp_livez_total{code=\"200\"}", 1.0),
+        ("lbxdp_livez_total{code=\"503\"}", 0.0),
+        ("lbxdp_healthz_total{code=\"200\"}", 1.0),
+        ("lbxdp_healthz_total{code=\"503\"}", 0.0),
+        ("lbxdp_no_local_endpoints{traffic_policy=\"internal\"}", 0.0),
+        ("lbxdp_no_local_endpoints{traffic_policy=\"external\"}", 0.0),
         ("lbxdp_device_attached{device=\"eth0\",hook=\"xdp\"}", 1.0),
         ("lbxdp_device_attached{device=\"eth0\",hook=\"tc\"}", 1.0),
     ] {
@@ -86,4 +106,64 @@ fn problems_of_the_input_are_counted_and_do_not_make_an_agent_unready() {
     let (_, text) = world.agent.get("/metrics").expect("metrics");
     assert_eq!(samples(&text)["lbxdp_problems{severity=\"error\"}"], 1.0, "{text}");
     assert_eq!(world.agent.get("/readyz").map(|(status, _)| status), Some(200));
+}
+
+#[test]
+fn a_node_that_is_about_to_go_is_live_and_ready_and_not_healthy() {
+    let world = World::with_pods(1, 0);
+    let mut node = node_object(world.node());
+    let write = |node: &Value| world.manifests.write("nodes.yaml", std::slice::from_ref(node));
+    let healthz = |expected| {
+        wait_until(&format!("/healthz says {expected}"), EDIT_WITHIN, || {
+            about(&world, "/healthz").0 == expected
+        });
+    };
+    node["spec"] = json!({"unschedulable": true});
+    write(&node);
+    node["spec"]["taints"] =
+        json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]);
+    write(&node);
+    healthz(503);
+    assert_eq!(about(&world, "/healthz").1["nodeEligible"], json!(false));
+    assert_eq!(about(&world, "/livez").0, 200);
+    assert_eq!(world.agent.get("/readyz").map(|(status, _)| status), Some(200));
+    world.ask_both();
+    let (_, text) = world.agent.get("/metrics").expect("metrics");
+    assert!(samples(&text)["lbxdp_healthz_total{code=\"503\"}"] >= 2.0, "{text}");
+
+    node["spec"] = json!({});
+    write(&node);
+    healthz(200);
+    node["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    write(&node);
+    healthz(503);
+    assert_eq!(about(&world, "/livez").0, 200);
+}
+
+#[test]
+fn no_source_takes_liveness_away() {
+    let world = World::with_pods(1, 0);
+    std::fs::remove_dir_all(world.manifests.path()).expect("remove the manifests");
+    world.wait_log(0, &world.manifests.path().display().to_string(), EDIT_WITHIN);
+    for path in ["/livez", "/healthz"] {
+        assert_eq!(about(&world, path).0, 200, "{path}");
+    }
+    world.ask_both();
+}
+
+#[test]
+fn services_without_endpoints_on_this_node_are_counted() {
+    let world = World::with_pods(1, 1);
+    let there = Endpoint::pods_of(world.cluster.node(1));
+    let count = |policy: &str| {
+        let (_, text) = world.agent.get("/metrics").expect("metrics");
+        samples(&text)[&format!("lbxdp_no_local_endpoints{{traffic_policy=\"{policy}\"}}")]
+    };
+    world.manifests.write(WEB_FILE, &web().external_local().with(&there));
+    // Three ports, in both families.
+    wait_until("all ports are counted", EDIT_WITHIN, || count("external") == 3.0);
+    assert_eq!(count("internal"), 0.0);
+    world.manifests.write(WEB_FILE, &web().internal_local().with(&there));
+    wait_until("all ports are counted", EDIT_WITHIN, || count("internal") == 3.0);
+    assert_eq!(count("external"), 0.0);
 }

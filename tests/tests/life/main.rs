@@ -4,6 +4,7 @@
 //! Every test has namespaces and pins of its own. They need root and fail without.
 
 mod backends;
+mod checks;
 mod commands;
 mod devices;
 mod flows;

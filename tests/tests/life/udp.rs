@@ -8,8 +8,9 @@ use lbxdp_agent::apply::pinned::FlowEntry;
 use lbxdp_common::IPPROTO_UDP;
 use lbxdp_tests::cluster::{CLIENT_V4, CLIENT_V6};
 use lbxdp_tests::manifests::{Endpoint, Port, Service};
-use lbxdp_tests::traffic::socket::{Source, udp};
-use lbxdp_tests::traffic::udp::ask_on;
+use lbxdp_tests::process::wait_until;
+use lbxdp_tests::traffic::socket::{self, Source};
+use lbxdp_tests::traffic::udp::{self, ask_on};
 
 use crate::world::{EDIT_WITHIN, World, cluster_ip, vip};
 
@@ -52,7 +53,7 @@ impl Clients {
         let open = |target: &SocketAddr| {
             let client: IpAddr = if target.is_ipv6() { CLIENT_V6.into() } else { CLIENT_V4.into() };
             let source = Source::new(client, port);
-            let socket = world.cluster.client.run(|| udp(*target, source, ANSWER_WITHIN));
+            let socket = world.cluster.client.run(|| socket::udp(*target, source, ANSWER_WITHIN));
             (*target, socket.expect("the port is free"))
         };
         Self(targets.iter().map(open).collect())
@@ -145,7 +146,7 @@ fn clients_follow(first: &str, second: &str) {
             publish(&world, step);
             if step.is_empty() {
                 // The flows go before anybody is there to take them over.
-                lbxdp_tests::process::wait_until("no flow is left", RECOVERS_WITHIN, || {
+                wait_until("no flow is left", RECOVERS_WITHIN, || {
                     flows_of(&world, port).is_empty()
                 });
             }
@@ -190,8 +191,11 @@ fn clients_stay_with_a_pod_that_ends_and_serves() {
         clients.reach(first, EDIT_WITHIN);
         let ending = one.iter().cloned().map(Endpoint::terminating).chain(two.clone());
         publish(&world, &ending.collect::<Vec<_>>());
-        let new = Clients::open(&world, &targets, port + 100);
-        new.reach(second, EDIT_WITHIN);
+        for target in &targets {
+            let ask = || udp::ask(*target, Source::ANY, "new", ANSWER_WITHIN);
+            let is_moved = || ask().is_ok_and(|answer| answer.name == second);
+            world.cluster.client.run(|| wait_until("new clients move", EDIT_WITHIN, is_moved));
+        }
         clients.stay_with(first, LONG);
         // Until it has ended.
         publish(&world, &two);
@@ -218,7 +222,5 @@ fn what_changed_while_no_agent_ran_is_made_up_for_at_the_start() {
     world.manifests.remove(FILE);
     assert!(!flows_of(&world, 40_054).is_empty());
     world.agent.start_again();
-    lbxdp_tests::process::wait_until("no flow is left", RECOVERS_WITHIN, || {
-        flows_of(&world, 40_054).is_empty()
-    });
+    wait_until("no flow is left", RECOVERS_WITHIN, || flows_of(&world, 40_054).is_empty());
 }

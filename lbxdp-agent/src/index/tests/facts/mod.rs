@@ -5,6 +5,7 @@
 //! newer one, both under `pkg/proxy` where no path is given; e2e is its end-to-end suite.
 
 mod endpoints;
+mod health;
 mod services;
 mod state;
 
@@ -35,6 +36,10 @@ enum Step {
     Serves(Vec<&'static str>),
     /// UDP flows of these frontends go on to these backends, see [`show_serving`].
     KeepsFlows(Vec<&'static str>),
+    /// These health checks follow: `service port family=count…`.
+    Checks(Vec<&'static str>),
+    /// Whether new connections should come to this node.
+    Eligible(bool),
     /// There is exactly one problem, of which this is a part.
     Complains(&'static str),
     /// There is no problem.
@@ -66,6 +71,14 @@ impl Fact {
 
     fn keeps_flows<const N: usize>(self, lines: [&'static str; N]) -> Self {
         self.step(Step::KeepsFlows(lines.into()))
+    }
+
+    fn checks<const N: usize>(self, lines: [&'static str; N]) -> Self {
+        self.step(Step::Checks(lines.into()))
+    }
+
+    fn eligible(self, is_eligible: bool) -> Self {
+        self.step(Step::Eligible(is_eligible))
     }
 
     fn complains(self, part: &'static str) -> Self {
@@ -100,7 +113,9 @@ impl Fact {
         let (first, rest) = steps.split_first().expect("a step");
         let Step::Apply(objects) = first else { panic!("{says}: no objects") };
         assert!(!source.is_empty(), "{says}");
-        let is_checked = |step: &Step| matches!(step, Step::Serves(_) | Step::KeepsFlows(_));
+        let is_checked = |step: &Step| {
+            !matches!(step, Step::Apply(_) | Step::Delete(_) | Step::Devices(_) | Step::Silent)
+        };
         assert!(rest.iter().any(is_checked), "{says}");
         for order in orders(objects) {
             let mut index = Index::new(NODE).with_config(config.clone());
@@ -125,6 +140,8 @@ fn take(index: &mut Index, step: Step, says: &str) {
         Step::KeepsFlows(lines) => {
             assert_eq!(show_serving(&index.desired().0), lines, "{says}");
         }
+        Step::Checks(lines) => assert_eq!(show_checks(&index.desired().0), lines, "{says}"),
+        Step::Eligible(expected) => assert_eq!(index.is_node_eligible(), expected, "{says}"),
         Step::Complains(part) => {
             let problems = index.desired().1;
             assert_eq!(problems.len(), 1, "{says}: {problems:?}");
@@ -162,6 +179,17 @@ fn show(desired: &Desired) -> Vec<String> {
         line.replace("10.0.0.", "#").replace(":8080", "")
     };
     desired.frontends.iter().map(line).collect()
+}
+
+fn show_checks(desired: &Desired) -> Vec<String> {
+    let line = |((_, name), check): (&(String, String), &HealthCheck)| {
+        let mut line = format!("{name} {}", check.port);
+        for (family, count) in &check.local_endpoints {
+            write!(line, " {family}={count}").unwrap();
+        }
+        line
+    };
+    desired.health_checks.iter().map(line).collect()
 }
 
 /// `address: backend …` with backends as [`show`] has them.
@@ -242,7 +270,10 @@ fn labelled(mut object: Sourced<Object>, key: &str) -> Sourced<Object> {
 }
 
 fn rows() -> Vec<Fact> {
-    [endpoints::rows(), services::rows(), state::rows()].into_iter().flatten().collect()
+    [endpoints::rows(), services::rows(), health::rows(), state::rows()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 #[test]

@@ -97,7 +97,7 @@ pub(super) fn rows() -> Vec<Fact> {
                 })),
                 pods([(1, "here ready"), (2, "there draining")]),
             ])
-            .keeps_flows(["10.96.0.1:53/UDP: #1 #2", "10.1.0.1:30053/UDP: #1 #2"]),
+            .keeps_flows(["10.1.0.1:30053/UDP: #1 #2", "10.96.0.1:53/UDP: #1 #2"]),
     ]
 }
 

@@ -1,0 +1,201 @@
+//! What the agent says of itself, and `healthCheckNodePort`: what load balancers ask of a node
+//! before they send to it.
+//!
+//! [`checks`] decides which listeners there should be and [`answer`] what they say; [`listeners`] has
+//! the sockets.
+
+pub mod answer;
+pub mod checks;
+pub mod listeners;
+pub mod liveness;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lbxdp_common::FrontendKind;
+
+use self::liveness::Liveness;
+use crate::model::{Desired, Endpoints};
+use crate::sys;
+
+/// What the agent says of itself.
+#[derive(Debug)]
+pub struct Health {
+    pin_path: PathBuf,
+    liveness: Mutex<Liveness>,
+    programmed: AtomicBool,
+    attached: AtomicBool,
+    sockets: AtomicBool,
+    node_eligible: AtomicBool,
+    warnings: AtomicUsize,
+    errors: AtomicUsize,
+    no_local_internal: AtomicUsize,
+    no_local_external: AtomicUsize,
+    /// Answers of `/healthz`.
+    pub healthz: Answers,
+    /// Answers of `/livez`.
+    pub livez: Answers,
+}
+
+/// How often a question was answered in which way.
+#[derive(Debug, Default)]
+pub struct Answers {
+    yes: AtomicU64,
+    no: AtomicU64,
+}
+
+impl Answers {
+    /// One more.
+    pub fn count(&self, is_yes: bool) {
+        let counter = if is_yes { &self.yes } else { &self.no };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Status codes and how often each was given.
+    pub fn by_code(&self) -> [(u16, u64); 2] {
+        [(200, self.yes.load(Ordering::Relaxed)), (503, self.no.load(Ordering::Relaxed))]
+    }
+}
+
+/// Service ports of which a traffic policy `Local` leaves no endpoint on this node, though there
+/// are some elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoLocalEndpoints {
+    /// `internalTrafficPolicy`.
+    pub internal: usize,
+    /// `externalTrafficPolicy`.
+    pub external: usize,
+}
+
+impl NoLocalEndpoints {
+    /// Counts them; a Service port of both families counts once.
+    pub fn of(desired: &Desired) -> Self {
+        let mut internal = BTreeSet::new();
+        let mut external = BTreeSet::new();
+        for (addr, frontend) in &desired.frontends {
+            if frontend.external == Endpoints::Drop {
+                let is_internal = frontend.kind == FrontendKind::ClusterIp;
+                let ports = if is_internal { &mut internal } else { &mut external };
+                ports.insert((&frontend.name, addr.protocol));
+            }
+        }
+        Self { internal: internal.len(), external: external.len() }
+    }
+}
+
+impl Health {
+    /// An agent that has done nothing yet.
+    pub fn new(pin_path: &Path) -> Self {
+        Self {
+            pin_path: pin_path.to_owned(),
+            liveness: Mutex::new(Liveness::new(sys::coarse_ns())),
+            programmed: AtomicBool::new(false),
+            attached: AtomicBool::new(false),
+            sockets: AtomicBool::new(false),
+            node_eligible: AtomicBool::new(true),
+            warnings: AtomicUsize::new(0),
+            errors: AtomicUsize::new(0),
+            no_local_internal: AtomicUsize::new(0),
+            no_local_external: AtomicUsize::new(0),
+            healthz: Answers::default(),
+            livez: Answers::default(),
+        }
+    }
+
+    /// Whether the maps are what they should be.
+    pub fn programmed(&self, is_done: bool) {
+        self.programmed.store(is_done, Ordering::Relaxed);
+        self.liveness().programmed(is_done, sys::coarse_ns());
+    }
+
+    /// Something has changed that is to be programmed.
+    pub fn queued(&self) {
+        self.liveness().queued(sys::coarse_ns());
+    }
+
+    /// The agent has come round to look what there is to do.
+    pub fn turned(&self) {
+        self.liveness().turned(sys::coarse_ns());
+    }
+
+    /// Whether what changes is programmed. Never depends on where changes come from: a source that
+    /// is gone has none.
+    pub fn is_live(&self) -> bool {
+        self.liveness().is_live(sys::coarse_ns())
+    }
+
+    /// Seconds since the maps were last what they should be, zero for an agent that is live.
+    pub fn behind_seconds(&self) -> u64 {
+        self.liveness().behind_ns(sys::coarse_ns()) / 1_000_000_000
+    }
+
+    /// Whether load balancers should send new connections to this node.
+    pub fn set_node_eligible(&self, is_eligible: bool) {
+        self.node_eligible.store(is_eligible, Ordering::Relaxed);
+    }
+
+    /// See [`Self::set_node_eligible`].
+    pub fn is_node_eligible(&self) -> bool {
+        self.node_eligible.load(Ordering::Relaxed)
+    }
+
+    /// Whether some device is served.
+    pub fn attached(&self, is_done: bool) {
+        self.attached.store(is_done, Ordering::Relaxed);
+    }
+
+    /// Whether clients on the node are served, if they should be.
+    pub fn sockets(&self, is_done: bool) {
+        self.sockets.store(is_done, Ordering::Relaxed);
+    }
+
+    /// How many problems the input has.
+    pub fn problems(&self, warnings: usize, errors: usize) {
+        self.warnings.store(warnings, Ordering::Relaxed);
+        self.errors.store(errors, Ordering::Relaxed);
+    }
+
+    /// Warnings and errors.
+    pub fn problem_counts(&self) -> (usize, usize) {
+        (self.warnings.load(Ordering::Relaxed), self.errors.load(Ordering::Relaxed))
+    }
+
+    /// How many Service ports lack endpoints here.
+    pub fn set_no_local_endpoints(&self, count: NoLocalEndpoints) {
+        self.no_local_internal.store(count.internal, Ordering::Relaxed);
+        self.no_local_external.store(count.external, Ordering::Relaxed);
+    }
+
+    /// See [`Self::set_no_local_endpoints`].
+    pub fn no_local_endpoints(&self) -> NoLocalEndpoints {
+        NoLocalEndpoints {
+            internal: self.no_local_internal.load(Ordering::Relaxed),
+            external: self.no_local_external.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Directory of pins.
+    pub fn pin_path(&self) -> &Path {
+        &self.pin_path
+    }
+
+    /// What readiness waits for, if anything.
+    pub fn missing(&self) -> Option<&'static str> {
+        if !self.programmed.load(Ordering::Relaxed) {
+            Some("the maps are not what they should be\n")
+        } else if !self.attached.load(Ordering::Relaxed) {
+            Some("no device is served\n")
+        } else if !self.sockets.load(Ordering::Relaxed) {
+            Some("sockets on this node are not served\n")
+        } else {
+            None
+        }
+    }
+
+    fn liveness(&self) -> MutexGuard<'_, Liveness> {
+        // Three numbers are right whoever panicked.
+        self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
