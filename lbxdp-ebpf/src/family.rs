@@ -1,13 +1,18 @@
 //! IPv4 and IPv6 behind one trait: everything above is written once.
 
-use aya_ebpf::{bindings::bpf_fib_lookup, btf_maps::Array, btf_maps::HashMap};
+use aya_ebpf::{
+    bindings::bpf_fib_lookup,
+    btf_maps::{Array, HashMap, LpmTrie},
+};
 use lbxdp_common::{
-    AddressFlags, Backend, Descriptor, Flow, FlowKey, FrontendKey, FrontendStats, Octets,
-    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_FLOWS, MAX_FRONTENDS},
+    AddressFlags, Backend, Cidrs, Descriptor, Flow, FlowKey, FrontendKey, FrontendStats, Octets,
+    RangeKey,
+    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_FLOWS, MAX_FRONTENDS, MAX_RANGES},
 };
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
+    globals,
     lookup::maps::{self, MMAPABLE},
     packet::{Packet, Wire},
     parse::{Segment, Unparsed, ethernet, ipv4, ipv6},
@@ -61,8 +66,12 @@ pub trait Family: 'static {
     fn backend_map() -> &'static Array<Backend<Self::Addr>, MAX_BACKENDS, MMAPABLE>;
     /// The `flows` map.
     fn flow_map() -> &'static maps::FlowMap<FlowKey<Self::Addr>, Flow<Self::Addr>, MAX_FLOWS>;
+    /// The `ranges` map.
+    fn range_map() -> &'static LpmTrie<RangeKey<Self::Addr>, u32, MAX_RANGES>;
     /// The `stats` map.
     fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS>;
+    /// The Service ranges that the operator has named.
+    fn service_cidrs() -> &'static Cidrs;
 }
 
 /// IPv4.
@@ -145,8 +154,18 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn range_map() -> &'static LpmTrie<RangeKey<[u8; 4]>, u32, MAX_RANGES> {
+        &maps::ranges_v4
+    }
+
+    #[inline(always)]
     fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS> {
         &maps::stats_v4
+    }
+
+    #[inline(always)]
+    fn service_cidrs() -> &'static Cidrs {
+        &globals::SERVICE_CIDRS_V4
     }
 }
 
@@ -219,8 +238,18 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn range_map() -> &'static LpmTrie<RangeKey<[u8; 16]>, u32, MAX_RANGES> {
+        &maps::ranges_v6
+    }
+
+    #[inline(always)]
     fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS> {
         &maps::stats_v6
+    }
+
+    #[inline(always)]
+    fn service_cidrs() -> &'static Cidrs {
+        &globals::SERVICE_CIDRS_V6
     }
 }
 

@@ -1,7 +1,7 @@
 //! The decision about a packet from outside the node, the same at XDP and at tc ingress.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use lbxdp_common::{AddressFlags, DropReason, Hook, Octets as _, flow_hash};
+use lbxdp_common::{AddressFlags, AffinityKey, DropReason, Hook, Octets as _, flow_hash};
 
 use crate::{
     family::Family,
@@ -10,6 +10,7 @@ use crate::{
         address,
         backend::{self, NoChoice, Side},
         flow::{self, NotCreated},
+        range,
     },
     packet::Packet,
     parse::Unparsed,
@@ -38,11 +39,15 @@ pub fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// What the destination is, if packets for it concern the programs.
+/// What the destination is, if packets for it concern the programs. An address of a Service range
+/// that no Service has is nothing: [`decide`] drops what is sent to it.
 #[inline(always)]
 pub fn destination<F: Family>(addr: &F::Addr) -> Option<AddressFlags> {
     const OURS: u32 = AddressFlags::SERVICE | AddressFlags::NODE | AddressFlags::TOMBSTONE;
-    address::what::<F>(addr).filter(|address| address.has(OURS))
+    match address::what::<F>(addr) {
+        Some(address) => address.has(OURS).then_some(address),
+        None => address::is_unassigned::<F>(addr).then_some(AddressFlags { flags: 0 }),
+    }
 }
 
 /// Parses the rest of a packet for `address` and decides about it.
@@ -52,6 +57,9 @@ pub fn decide<F: Family, P: Packet>(
     work: &mut Work<F::Addr>,
     address: AddressFlags,
 ) -> Verdict {
+    if address.flags == 0 {
+        return Verdict::Drop(DropReason::UnknownAddress);
+    }
     if let Err(unparsed) = F::parse(packet, &mut work.segment) {
         return unserved(unparsed, address);
     }
@@ -69,8 +77,16 @@ pub fn decide<F: Family, P: Packet>(
     if let Some(reason) = martian::<F>(&work.segment.key.src) {
         return Verdict::Drop(reason);
     }
-    let choice = match backend::choose::<F>(frontend, Side::External, flow_hash(&work.segment.key))
-    {
+    let Some(descriptor) = backend::descriptor::<F>(frontend) else {
+        return Verdict::Drop(DropReason::BackendMissing);
+    };
+    let key = &work.segment.key;
+    if !range::admits::<F>(&descriptor, &key.src) {
+        return Verdict::Drop(DropReason::SourceRange);
+    }
+    let client = AffinityKey::of_address(descriptor.service, &key.src);
+    let choice = backend::choose::<F>(&descriptor, Side::External, flow_hash(key), &client, now);
+    let choice = match choice {
         Ok(choice) => choice,
         Err(NoChoice::Reject) => {
             return Verdict::Refuse(DropReason::NoEndpoint, icmp::Error::PortUnreachable);

@@ -4,14 +4,18 @@
 use lbxdp_agent::object;
 use lbxdp_agent::pins::{MapSpec, pinned_maps};
 use lbxdp_common::limits::{
-    MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, TABLE_BLOCKS,
+    MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS,
+    MAX_MEMBERS, MAX_RANGES, TABLE_BLOCKS,
 };
 use lbxdp_common::{
-    ABI_VERSION, AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FrontendInfo,
-    FrontendKey, FrontendStats, TableBlock, counter, drop_reason,
+    ABI_VERSION, AddressFlags, Affinity, AffinityKey, Backend, Descriptor, Device, Flow, FlowKey,
+    FrontendInfo, FrontendKey, FrontendStats, MemberKey, RangeKey, TableBlock, counter,
+    drop_reason,
 };
 
 const INDEX: usize = size_of::<u32>();
+/// In front of the key of a longest-prefix trie.
+const PREFIX_LEN: usize = size_of::<u32>();
 
 /// Name, bytes of key and value, entries.
 fn expected() -> Vec<(&'static str, usize, usize, usize)> {
@@ -20,6 +24,7 @@ fn expected() -> Vec<(&'static str, usize, usize, usize)> {
     vec![
         ("addresses_v4", 4, size_of::<AddressFlags>(), MAX_ADDRESSES),
         ("addresses_v6", 16, size_of::<AddressFlags>(), MAX_ADDRESSES),
+        ("affinity", size_of::<AffinityKey>(), size_of::<Affinity>(), MAX_AFFINITIES),
         ("backends_v4", INDEX, size_of::<Backend<V4>>(), MAX_BACKENDS),
         ("backends_v6", INDEX, size_of::<Backend<V6>>(), MAX_BACKENDS),
         ("counters", INDEX, size_of::<u64>(), counter::SLOTS),
@@ -31,8 +36,11 @@ fn expected() -> Vec<(&'static str, usize, usize, usize)> {
         ("flows_v6", size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>(), MAX_FLOWS),
         ("frontends_v4", size_of::<FrontendKey<V4>>(), size_of::<u32>(), MAX_FRONTENDS),
         ("frontends_v6", size_of::<FrontendKey<V6>>(), size_of::<u32>(), MAX_FRONTENDS),
+        ("members", size_of::<MemberKey>(), size_of::<u32>(), MAX_MEMBERS),
         ("names_v4", INDEX, size_of::<FrontendInfo>(), MAX_FRONTENDS),
         ("names_v6", INDEX, size_of::<FrontendInfo>(), MAX_FRONTENDS),
+        ("ranges_v4", PREFIX_LEN + size_of::<RangeKey<V4>>(), size_of::<u32>(), MAX_RANGES),
+        ("ranges_v6", PREFIX_LEN + size_of::<RangeKey<V6>>(), size_of::<u32>(), MAX_RANGES),
         ("stats_v4", INDEX, size_of::<FrontendStats>(), MAX_FRONTENDS),
         ("stats_v6", INDEX, size_of::<FrontendStats>(), MAX_FRONTENDS),
         ("tables", INDEX, size_of::<TableBlock>(), TABLE_BLOCKS),
@@ -66,17 +74,27 @@ fn the_object_has_exactly_the_maps_that_are_pinned() {
 fn the_maps_take_less_than_256_mib_on_a_machine_of_16_cpus() {
     /// What the kernel keeps beside key and value of a hash element, and its bucket.
     const HASH_OVERHEAD: usize = 64 + 16;
+    /// A node of a trie, and one that joins two, which every element may need one of.
+    const TRIE_NODES: usize = 2;
+    /// What the kernel keeps in a node beside address and value.
+    const TRIE_OVERHEAD: usize = 48;
     let total: usize = expected()
         .iter()
         .map(|(name, key, value, entries)| {
-            let is_hash = ["addresses", "devices", "flows", "frontends"]
+            let is_hash = ["addresses", "affinity", "devices", "flows", "frontends", "members"]
                 .iter()
                 .any(|prefix| name.starts_with(prefix));
             let is_per_cpu =
                 ["counters", "drops", "stats"].iter().any(|prefix| name.starts_with(prefix));
             let value = value.next_multiple_of(8);
-            let element =
-                if is_hash { key.next_multiple_of(8) + value + HASH_OVERHEAD } else { value };
+            let element = if name.starts_with("ranges") {
+                // Allocated one by one, in sizes that are powers of two.
+                TRIE_NODES * (TRIE_OVERHEAD + key + value).next_power_of_two()
+            } else if is_hash {
+                key.next_multiple_of(8) + value + HASH_OVERHEAD
+            } else {
+                value
+            };
             entries * element * if is_per_cpu { 16 } else { 1 }
         })
         .sum();

@@ -11,8 +11,9 @@ pub mod pinned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lbxdp_common::{
-    AddressFlags, Backend, Descriptor, FrontendInfo, TableBlock, limits::TABLE_BLOCKS,
+    AddressFlags, Backend, Descriptor, FrontendInfo, MemberKey, TableBlock, limits::TABLE_BLOCKS,
 };
 
 use crate::model::{Family, FrontendAddr};
@@ -43,6 +44,30 @@ pub enum MapOp {
         first_block: u32,
         /// Contents.
         blocks: Vec<TableBlock>,
+    },
+    /// Says that a table has a backend, for affinity to it.
+    SetMember {
+        /// Table and backend.
+        member: MemberKey,
+    },
+    /// Unsays it.
+    RemoveMember {
+        /// Table and backend.
+        member: MemberKey,
+    },
+    /// Admits the clients of a range to a Service port.
+    SetRange {
+        /// [`Descriptor::service`] in the range's family.
+        service: u32,
+        /// The range; no bit is set behind its prefix.
+        range: IpNet,
+    },
+    /// Ends that.
+    RemoveRange {
+        /// [`Descriptor::service`] in the range's family.
+        service: u32,
+        /// The range.
+        range: IpNet,
     },
     /// Publishes a descriptor: one aligned store for each of its words.
     SetDescriptor {
@@ -108,6 +133,10 @@ pub struct Actual {
     pub backends: BTreeMap<(Family, u32), BackendEntry>,
     /// Addresses.
     pub addresses: BTreeMap<IpAddr, AddressFlags>,
+    /// Backends of tables, as affinity needs them.
+    pub members: BTreeSet<MemberKey>,
+    /// Source ranges by family and [`Descriptor::service`].
+    pub ranges: BTreeMap<(Family, u32), BTreeSet<IpNet>>,
     /// The whole table slab, `TABLE_BLOCKS` long.
     pub tables: Vec<TableBlock>,
 }
@@ -120,6 +149,8 @@ impl Default for Actual {
             infos: BTreeMap::new(),
             backends: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            members: BTreeSet::new(),
+            ranges: BTreeMap::new(),
             tables: vec![TableBlock { slots: [0; lbxdp_common::TABLE_BLOCK] }; TABLE_BLOCKS],
         }
     }

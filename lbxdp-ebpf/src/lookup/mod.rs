@@ -6,8 +6,10 @@
 )]
 
 pub mod address;
+pub mod affinity;
 pub mod backend;
 pub mod count;
 pub mod device;
 pub mod flow;
 pub mod maps;
+pub mod range;

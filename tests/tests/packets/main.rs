@@ -2,6 +2,7 @@
 //! `BPF_PROG_TEST_RUN`, compared with whole packets that another library built.
 #![expect(clippy::tests_outside_test_module, reason = "an integration test is all test")]
 
+mod clients;
 mod errors;
 mod flows;
 mod forwarding;

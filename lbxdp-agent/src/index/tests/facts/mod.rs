@@ -4,12 +4,14 @@
 //! The objects of a row are added one by one in every order. Sources: K30 is Kubernetes 1.30, Kn a
 //! newer one, both under `pkg/proxy` where no path is given; e2e is its end-to-end suite.
 
+mod clients;
 mod endpoints;
 mod services;
 
 use std::fmt::Write as _;
 
 use super::*;
+use services::{BALANCER, annotated, endpoints6};
 
 /// A row of the table.
 struct Fact {
@@ -77,6 +79,11 @@ impl Fact {
         self
     }
 
+    fn restricting_all_frontends(mut self) -> Self {
+        self.config.source_ranges_all_frontends = true;
+        self
+    }
+
     fn devices_with<const N: usize>(mut self, addresses: [&str; N]) -> Self {
         let addresses: BTreeSet<_> = addresses.iter().map(|a| a.parse().unwrap()).collect();
         match self.steps.is_empty() {
@@ -138,13 +145,23 @@ fn orders(objects: &[Sourced<Object>]) -> Vec<Vec<Sourced<Object>>> {
 }
 
 /// `kind address choice`, or `kind address external | internal` where the two differ. A backend
-/// `#1` is 10.0.0.1:8080.
+/// `#1` is 10.0.0.1:8080. Behind that are the ranges of clients and the seconds of affinity, where
+/// there are any.
 fn show(desired: &Desired) -> Vec<String> {
     let line = |(addr, frontend): (&FrontendAddr, &Frontend)| {
-        let Frontend { kind, name: _, external, internal, .. } = frontend;
+        let Frontend { kind, name: _, external, internal, serving: _, clients } = frontend;
         let mut line = format!("{} {addr} {}", kind.as_str(), choice(external));
         if external != internal {
             write!(line, " | {}", choice(internal)).unwrap();
+        }
+        let Clients { affinity, source_ranges } = clients;
+        if let Some(ranges) = source_ranges {
+            let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+            let ranges = if ranges.is_empty() { "nobody".to_owned() } else { ranges.join(",") };
+            write!(line, " for {ranges}").unwrap();
+        }
+        if *affinity != 0 {
+            write!(line, " sticky {affinity}s").unwrap();
         }
         line.replace("10.0.0.", "#").replace(":8080", "")
     };
@@ -216,7 +233,7 @@ fn labelled(mut object: Sourced<Object>, key: &str) -> Sourced<Object> {
 }
 
 fn rows() -> Vec<Fact> {
-    endpoints::rows().into_iter().chain(services::rows()).collect()
+    [clients::rows(), endpoints::rows(), services::rows()].into_iter().flatten().collect()
 }
 
 #[test]
@@ -236,11 +253,15 @@ fn documented() -> Vec<Vec<&'static str>> {
 
 #[test]
 fn the_documentation_lists_every_fact_and_names_no_test_that_is_not_there() {
-    const TESTS: [&str; 4] = [
+    const TESTS: [&str; 8] = [
         include_str!("../endpoints.rs"),
         include_str!("../services.rs"),
         include_str!("../conflicts.rs"),
         include_str!("../bad_input.rs"),
+        include_str!("../../../plan/tests/clients.rs"),
+        include_str!("../../../../../tests/tests/packets/clients.rs"),
+        include_str!("../../../../../tests/tests/paths/affinity.rs"),
+        include_str!("../../../../../tests/tests/life/affinity.rs"),
     ];
     let rows = rows();
     let mut unlisted: BTreeSet<_> = rows.iter().map(|fact| fact.says).collect();
