@@ -253,14 +253,13 @@ fn documented() -> Vec<Vec<&'static str>> {
 
 #[test]
 fn the_documentation_lists_every_fact_and_names_no_test_that_is_not_there() {
-    const TESTS: [&str; 8] = [
+    const TESTS: [&str; 7] = [
         include_str!("../endpoints.rs"),
         include_str!("../services.rs"),
         include_str!("../conflicts.rs"),
         include_str!("../bad_input.rs"),
         include_str!("../../../plan/tests/clients.rs"),
         include_str!("../../../../../tests/tests/packets/clients.rs"),
-        include_str!("../../../../../tests/tests/paths/affinity.rs"),
         include_str!("../../../../../tests/tests/life/affinity.rs"),
     ];
     let rows = rows();
