@@ -32,6 +32,7 @@ use crate::device::{self, NoXdp, Rules, Selection, TC_PAIRS, Wanted, Why};
 use crate::netlink::Network;
 use crate::netlink::tc::Tc;
 use crate::pins::{self, LinkPin, MapSpec, Pins};
+use crate::service_cidrs::ServiceCidrs;
 use crate::sys::{self, Access, Point};
 
 const XDP_FRAGS: &str = "lbxdp_xdp_frags";
@@ -61,6 +62,8 @@ pub struct Config {
     pub pin_path: PathBuf,
     /// Source ports of translated flows to remote backends.
     pub snat_ports: RangeInclusive<u16>,
+    /// Ranges of addresses that only Services have.
+    pub service_cidrs: ServiceCidrs,
     /// Log level of the programs, as `aya_log` counts: 0 is off, 5 is trace.
     pub log_level: u8,
     /// How tc programs are attached.
@@ -76,6 +79,7 @@ impl Default for Config {
         Self {
             pin_path: pins::DEFAULT_PIN_PATH.into(),
             snat_ports: 61_000..=65_535,
+            service_cidrs: ServiceCidrs::default(),
             log_level: 0,
             tc: TcMode::Auto,
             cgroup: None,
@@ -554,6 +558,8 @@ fn load_programs(
         .override_global("NODE_NETNS_COOKIE", &netns_cookie, true)
         .override_global("SNAT_PORT_LO", &lowest, true)
         .override_global("SNAT_PORT_HI", &highest, true)
+        .override_global("SERVICE_CIDRS_V4", config.service_cidrs.v4.as_slice(), true)
+        .override_global("SERVICE_CIDRS_V6", config.service_cidrs.v6.as_slice(), true)
         .override_global(aya_log::LEVEL, &config.log_level, false);
     for name in specs.keys() {
         loader.map_pin_path(name, pins.map(name));

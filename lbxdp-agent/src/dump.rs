@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 
-use lbxdp_common::{AddressFlags, FrontendKind, TablePolicy, TableRef};
+use lbxdp_common::{AddressFlags, Descriptor, FrontendKind, TablePolicy, TableRef};
 
 use crate::apply::{Actual, BackendEntry};
 use crate::model::{Family, FrontendAddr};
@@ -60,6 +60,7 @@ fn write_frontend(text: &mut String, actual: &Actual, addr: FrontendAddr, id: u3
     };
     writeln!(text, "  {addr}  {kind}  {name}")?;
     let descriptor = actual.descriptors.get(&key).copied().unwrap_or_default();
+    write_clients(text, actual, key.0, &descriptor)?;
     let external = side(actual, key.0, TableRef(descriptor.external));
     let internal = side(actual, key.0, TableRef(descriptor.internal));
     if external == internal {
@@ -68,6 +69,30 @@ fn write_frontend(text: &mut String, actual: &Actual, addr: FrontendAddr, id: u3
         write_side(text, "external", &external)?;
         write_side(text, "internal", &internal)
     }
+}
+
+/// Rules about clients, where there are any.
+fn write_clients(
+    text: &mut String,
+    actual: &Actual,
+    family: Family,
+    descriptor: &Descriptor,
+) -> fmt::Result {
+    if descriptor.affinity != 0 {
+        writeln!(text, "    affinity: {} s", descriptor.affinity)?;
+    }
+    if !descriptor.has(Descriptor::SOURCE_RANGES) {
+        return Ok(());
+    }
+    let ranges = actual.ranges.get(&(family, descriptor.service));
+    let mut clients: Vec<String> = ranges.into_iter().flatten().map(ToString::to_string).collect();
+    if clients.is_empty() {
+        clients.push("nobody".to_owned());
+    }
+    if descriptor.has(Descriptor::NODE_IN_RANGE) {
+        clients.push("the node".to_owned());
+    }
+    writeln!(text, "    clients: {}", clients.join(", "))
 }
 
 fn write_side(text: &mut String, name: &str, side: &Side) -> fmt::Result {

@@ -1,13 +1,16 @@
 //! What an earlier agent programmed and the input does not mention. While the input is known to
 //! be incomplete (a file that could not be read since the start), that is no reason to remove it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use lbxdp_common::{FrontendKind, TableRef};
+use ipnet::IpNet;
+use lbxdp_common::{Descriptor, FrontendKind, TableRef};
 
 use crate::apply::{Actual, BackendEntry};
-use crate::model::{Desired, Endpoints, Family, Frontend, FrontendAddr, ServicePortName};
+use crate::model::{
+    Clients, Desired, Endpoints, Family, Frontend, FrontendAddr, Protocol, ServicePortName,
+};
 use crate::view::{self, Decision};
 
 /// Adds to `desired` every frontend of the maps that it lacks, as the maps have it, and gives those
@@ -16,11 +19,12 @@ use crate::view::{self, Decision};
 pub fn keep(actual: &Actual, desired: &mut Desired) -> usize {
     let local: BTreeSet<SocketAddr> =
         actual.backends.values().filter(|entry| entry.is_local()).map(BackendEntry::addr).collect();
+    let ranges = source_ranges(desired);
     let mut kept = 0;
     for (addr, id) in &actual.frontends {
         let Some(before) = remembered(actual, *addr, *id) else { continue };
         let frontend = match desired.frontends.get(addr) {
-            None => before,
+            None => follow(before, *addr, &ranges),
             Some(now) => match with_endpoints(now, before) {
                 Some(frontend) => frontend,
                 None => continue,
@@ -69,7 +73,36 @@ fn remembered(actual: &Actual, addr: FrontendAddr, id: u32) -> Option<Frontend> 
     };
     let external = endpoints(actual, family, TableRef(descriptor.external))?;
     let internal = endpoints(actual, family, TableRef(descriptor.internal))?;
-    Some(Frontend::new(FrontendKind::from_number(info.kind)?, name, external, internal))
+    let ranges = || actual.ranges.get(&(family, descriptor.service)).cloned().unwrap_or_default();
+    let clients = Clients {
+        affinity: descriptor.affinity,
+        source_ranges: descriptor.has(Descriptor::SOURCE_RANGES).then(ranges),
+    };
+    let kind = FrontendKind::from_number(info.kind)?;
+    Some(Frontend { clients, ..Frontend::new(kind, name, external, internal) })
+}
+
+/// The source ranges that the input has for Service ports.
+type Ranges = BTreeMap<(ServicePortName, Protocol, Family), BTreeSet<IpNet>>;
+
+fn source_ranges(desired: &Desired) -> Ranges {
+    let restricted = desired.frontends.iter().filter_map(|(addr, frontend)| {
+        let ranges = frontend.clients.source_ranges.clone()?;
+        Some(((frontend.name.clone(), addr.protocol, Family::of(addr.addr)), ranges))
+    });
+    restricted.collect()
+}
+
+/// Gives a remembered frontend the source ranges of the input, where it has them: all frontends of
+/// a Service port have the same.
+fn follow(mut before: Frontend, addr: FrontendAddr, ranges: &Ranges) -> Frontend {
+    if let Some(remembered) = &mut before.clients.source_ranges {
+        let port = (before.name.clone(), addr.protocol, Family::of(addr.addr));
+        if let Some(ranges) = ranges.get(&port) {
+            remembered.clone_from(ranges);
+        }
+    }
+    before
 }
 
 fn endpoints(actual: &Actual, family: Family, table: TableRef) -> Option<Endpoints> {
@@ -90,12 +123,17 @@ mod tests {
     use super::*;
     use crate::apply::Maps as _;
     use crate::apply::fake::FakeMaps;
-    use crate::model::{NodeFacts, Protocol};
+    use crate::model::NodeFacts;
     use crate::reconcile::Reconciler;
 
     fn addr(text: &str) -> FrontendAddr {
         let socket: SocketAddr = text.parse().unwrap();
         FrontendAddr { addr: socket.ip(), port: socket.port(), protocol: Protocol::Tcp }
+    }
+
+    /// A range that has the node.
+    fn source_range() -> IpNet {
+        "192.0.2.0/24".parse().unwrap()
     }
 
     /// A frontend that serves a local and a remote backend, one that rejects and one that drops.
@@ -113,7 +151,12 @@ mod tests {
         let mut desired = Desired::default();
         desired.local_backends.insert(local);
         let serve = Endpoints::Serve([local, remote].into());
-        desired.frontends.insert(addr("203.0.113.1:80"), frontend("http", serve));
+        let clients = Clients {
+            affinity: 10,
+            source_ranges: Some(["10.7.0.0/16".parse().unwrap(), source_range()].into()),
+        };
+        let serving = Frontend { clients, ..frontend("http", serve) };
+        desired.frontends.insert(addr("203.0.113.1:80"), serving);
         desired.frontends.insert(addr("203.0.113.1:81"), frontend("81", Endpoints::Reject));
         desired.frontends.insert(addr("203.0.113.1:82"), frontend("drop", Endpoints::Drop));
         let source = "192.0.2.1".parse().unwrap();
@@ -133,6 +176,19 @@ mod tests {
         assert_eq!(lost.kept, desired.frontends.keys().copied().collect());
         assert_eq!(lost, Desired { kept: lost.kept.clone(), ..desired });
         assert_eq!(keep(reconciler.actual(), &mut lost), 0);
+    }
+
+    #[test]
+    fn a_remembered_frontend_follows_the_source_ranges_of_its_service_port() {
+        let (desired, reconciler) = programmed();
+        let mut lost = desired.clone();
+        let mut other = lost.frontends.remove(&addr("203.0.113.1:80")).unwrap();
+        other.clients.source_ranges = Some([source_range()].into());
+        lost.frontends.insert(addr("203.0.113.9:80"), other);
+        assert_eq!(keep(reconciler.actual(), &mut lost), 1);
+        let kept = &lost.frontends[&addr("203.0.113.1:80")].clients;
+        assert_eq!(kept.source_ranges, Some([source_range()].into()));
+        assert_eq!(kept.affinity, 10);
     }
 
     #[test]

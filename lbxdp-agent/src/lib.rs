@@ -25,6 +25,7 @@ pub mod problem;
 pub mod quarantine;
 pub mod reconcile;
 pub mod serve;
+pub mod service_cidrs;
 pub mod slab;
 pub mod snat_ports;
 pub mod sockets;

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use lbxdp_common::{
-    AddressFlags, Flow, FlowKey, FlowState, FrontendKind, FrontendStats, Octets, TablePolicy,
-    TableRef,
+    AddressFlags, Descriptor, Flow, FlowKey, FlowState, FrontendKind, FrontendStats, Octets,
+    TablePolicy, TableRef,
 };
 use serde::Serialize;
 
@@ -78,6 +78,10 @@ pub struct FrontendView {
     pub decision: Decision,
     /// What they choose from.
     pub backends: BTreeSet<BackendView>,
+    /// Seconds without a new flow for which a client keeps its backend; zero for no affinity.
+    pub affinity_seconds: u32,
+    /// The ranges of the clients that are served; everybody is if it is absent.
+    pub source_ranges: Option<Vec<String>>,
     /// Packets and bytes so far.
     pub packets: u64,
     /// Bytes towards backends, from the IP header on.
@@ -104,8 +108,12 @@ pub fn frontends(maps: &PinnedMaps, actual: &Actual) -> Result<Vec<FrontendView>
     for (addr, id) in &actual.frontends {
         let family = Family::of(addr.addr);
         let FrontendAddr { addr: ip, port, protocol } = *addr;
-        let table = actual.descriptors.get(&(family, *id)).copied().unwrap_or_default();
-        let table = TableRef(table.external);
+        let descriptor = actual.descriptors.get(&(family, *id)).copied().unwrap_or_default();
+        let ranges = || {
+            let ranges = actual.ranges.get(&(family, descriptor.service)).into_iter().flatten();
+            ranges.map(ToString::to_string).collect()
+        };
+        let table = TableRef(descriptor.external);
         let backends = backends_of(actual, family, table)
             .into_iter()
             .map(|(_, entry)| BackendView { address: entry.addr(), local: entry.is_local() });
@@ -118,6 +126,8 @@ pub fn frontends(maps: &PinnedMaps, actual: &Actual) -> Result<Vec<FrontendView>
             protocol: protocol.to_string(),
             decision: Decision::of(table),
             backends: backends.collect(),
+            affinity_seconds: descriptor.affinity,
+            source_ranges: descriptor.has(Descriptor::SOURCE_RANGES).then(ranges),
             packets,
             bytes,
             reply_packets,

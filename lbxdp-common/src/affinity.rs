@@ -1,5 +1,7 @@
 //! `sessionAffinity: ClientIP`: a client that comes back in time gets the backend it had.
 
+use crate::Octets;
+
 /// Key of `affinity`: one client of one Service port.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +25,21 @@ impl AffinityKey {
     /// The client is known by its network namespace: a socket that is not bound has no address
     /// yet when it connects.
     pub const NAMESPACE: u8 = 1;
+
+    /// The client at `addr`, of a Service port of the same family.
+    #[inline(always)]
+    pub fn of_address<A: Octets>(service: u32, addr: &A) -> Self {
+        Self { client: addr.widen(), service, family: A::VERSION, kind: Self::ADDRESS, _pad: 0 }
+    }
+
+    /// The clients in the network namespace with this cookie, of a Service port of the family of
+    /// `A`.
+    #[inline(always)]
+    pub fn of_namespace<A: Octets>(service: u32, cookie: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = cookie.to_ne_bytes();
+        let client = [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0];
+        Self { client, service, family: A::VERSION, kind: Self::NAMESPACE, _pad: 0 }
+    }
 }
 
 /// Value of `affinity`.
@@ -35,6 +52,16 @@ pub struct Affinity {
     pub backend: u32,
     /// Always zero.
     pub _pad: u32,
+}
+
+impl Affinity {
+    /// Whether it still counts at `now` (the clock of `last_used`), under a time-out in seconds:
+    /// from the last use until just before the time-out.
+    #[inline(always)]
+    pub const fn holds(&self, now: u64, timeout: u32) -> bool {
+        // Another CPU may have used it since `now` was read.
+        now.wrapping_sub(self.last_used).cast_signed() < timeout as i64 * 1_000_000_000
+    }
 }
 
 /// Key of `members`: a table and a backend that it has. The affinity to a backend counts only

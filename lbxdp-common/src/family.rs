@@ -8,6 +8,10 @@ pub trait Octets: Copy + Eq + Ord + Debug + 'static {
     const LEN: usize;
     /// The address of no host (`0.0.0.0`, `::`).
     const UNSPECIFIED: Self;
+    /// The IP version: 4 or 6.
+    const VERSION: u8;
+    /// The address in front of zeros.
+    fn widen(&self) -> [u8; 16];
     /// Folds the address into 64 bits for [`crate::flow_hash`], mixing nothing but what is there.
     fn fold(&self) -> u64;
 }
@@ -15,6 +19,13 @@ pub trait Octets: Copy + Eq + Ord + Debug + 'static {
 impl Octets for [u8; 4] {
     const LEN: usize = 4;
     const UNSPECIFIED: Self = [0; 4];
+    const VERSION: u8 = 4;
+
+    #[inline(always)]
+    fn widen(&self) -> [u8; 16] {
+        let [a, b, c, d] = *self;
+        [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    }
 
     #[inline(always)]
     fn fold(&self) -> u64 {
@@ -25,6 +36,12 @@ impl Octets for [u8; 4] {
 impl Octets for [u8; 16] {
     const LEN: usize = 16;
     const UNSPECIFIED: Self = [0; 16];
+    const VERSION: u8 = 6;
+
+    #[inline(always)]
+    fn widen(&self) -> [u8; 16] {
+        *self
+    }
 
     #[inline(always)]
     fn fold(&self) -> u64 {

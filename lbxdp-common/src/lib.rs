@@ -11,6 +11,7 @@
 
 pub mod affinity;
 pub mod backend;
+pub mod cidr;
 pub mod counter;
 pub mod device;
 pub mod drop_reason;
@@ -27,6 +28,7 @@ mod pod;
 
 pub use affinity::{Affinity, AffinityKey, MemberKey};
 pub use backend::Backend;
+pub use cidr::{Cidr, Cidrs, MAX_SERVICE_CIDRS};
 pub use counter::Counter;
 pub use device::Device;
 pub use drop_reason::DropReason;

@@ -3,9 +3,9 @@
 use aya::Pod;
 
 use crate::{
-    AddressFlags, Affinity, AffinityKey, Backend, Descriptor, Device, Flow, FlowKey, FragmentKey,
-    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, MemberKey, Octets, RangeKey,
-    SocketKey, SocketPeer, TableBlock,
+    AddressFlags, Affinity, AffinityKey, Backend, Cidr, Descriptor, Device, Flow, FlowKey,
+    FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, MemberKey, Octets,
+    RangeKey, SocketKey, SocketPeer, TableBlock,
 };
 
 // SAFETY: each type is `repr(C)` of integers and byte arrays without padding (sizes are asserted
@@ -45,3 +45,5 @@ unsafe impl<A: Octets> Pod for RangeKey<A> {}
 unsafe impl<A: Octets> Pod for SocketKey<A> {}
 // SAFETY: as above.
 unsafe impl<A: Octets> Pod for SocketPeer<A> {}
+// SAFETY: as above.
+unsafe impl Pod for Cidr {}

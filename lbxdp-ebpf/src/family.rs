@@ -2,16 +2,17 @@
 
 use aya_ebpf::{
     bindings::bpf_fib_lookup,
-    btf_maps::{Array, HashMap, LruHashMap},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap},
 };
 use lbxdp_common::{
-    AddressFlags, Backend, Descriptor, Flow, FlowKey, FragmentKey, FragmentPorts, FrontendKey,
-    FrontendStats, Octets,
-    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS},
+    AddressFlags, Backend, Cidrs, Descriptor, Flow, FlowKey, FragmentKey, FragmentPorts,
+    FrontendKey, FrontendStats, Octets, RangeKey,
+    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_RANGES},
 };
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
+    globals,
     lookup::maps::{self, MMAPABLE},
     packet::{Packet, Wire},
     parse::{Quoted, Segment, Unparsed, ethernet, ipv4, ipv6},
@@ -85,8 +86,12 @@ pub trait Family: 'static {
     fn fragment_map() -> &'static LruHashMap<FragmentKey<Self::Addr>, FragmentPorts, MAX_FRAGMENTS>;
     /// The `sockets` map.
     fn socket_map() -> &'static maps::SocketMap<Self::Addr>;
+    /// The `ranges` map.
+    fn range_map() -> &'static LpmTrie<RangeKey<Self::Addr>, u32, MAX_RANGES>;
     /// The `stats` map.
     fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS>;
+    /// The Service ranges that the operator has named.
+    fn service_cidrs() -> &'static Cidrs;
 }
 
 /// IPv4.
@@ -198,8 +203,18 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn range_map() -> &'static LpmTrie<RangeKey<[u8; 4]>, u32, MAX_RANGES> {
+        &maps::ranges_v4
+    }
+
+    #[inline(always)]
     fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS> {
         &maps::stats_v4
+    }
+
+    #[inline(always)]
+    fn service_cidrs() -> &'static Cidrs {
+        &globals::SERVICE_CIDRS_V4
     }
 }
 
@@ -300,8 +315,18 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn range_map() -> &'static LpmTrie<RangeKey<[u8; 16]>, u32, MAX_RANGES> {
+        &maps::ranges_v6
+    }
+
+    #[inline(always)]
     fn stats_map() -> &'static maps::StatsMap<FrontendStats, MAX_FRONTENDS> {
         &maps::stats_v6
+    }
+
+    #[inline(always)]
+    fn service_cidrs() -> &'static Cidrs {
+        &globals::SERVICE_CIDRS_V6
     }
 }
 

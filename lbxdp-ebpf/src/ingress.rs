@@ -1,7 +1,7 @@
 //! The decision about a packet from a client, the same at XDP, at tc ingress and at a pod's device.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use lbxdp_common::{AddressFlags, DropReason, Hook, Octets as _, flow_hash};
+use lbxdp_common::{AddressFlags, AffinityKey, DropReason, Hook, Octets as _, flow_hash};
 
 use crate::{
     family::Family,
@@ -10,7 +10,7 @@ use crate::{
         address,
         backend::{self, NoChoice, Side},
         flow::{self, NotCreated},
-        fragment,
+        fragment, range,
     },
     packet::Packet,
     parse::{Kind, Unparsed},
@@ -39,11 +39,15 @@ pub fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// What the destination is, if packets for it concern the programs.
+/// What the destination is, if packets for it concern the programs. An address of a Service range
+/// that no Service has is nothing: [`decide`] drops what is sent to it.
 #[inline(always)]
 pub fn destination<F: Family>(addr: &F::Addr) -> Option<AddressFlags> {
     const OURS: u32 = AddressFlags::SERVICE | AddressFlags::NODE | AddressFlags::TOMBSTONE;
-    address::what::<F>(addr).filter(|address| address.has(OURS))
+    match address::what::<F>(addr) {
+        Some(address) => address.has(OURS).then_some(address),
+        None => address::is_unassigned::<F>(addr).then_some(AddressFlags { flags: 0 }),
+    }
 }
 
 /// Parses the rest of a packet for `address` that came in at `hook` and decides about it.
@@ -68,6 +72,9 @@ fn judge<F: Family, P: Packet>(
     hook: Hook,
     address: AddressFlags,
 ) -> Verdict {
+    if address.flags == 0 {
+        return Verdict::Drop(DropReason::UnknownAddress);
+    }
     if let Err(unparsed) = F::parse(packet, &mut work.segment) {
         return unserved(unparsed, address);
     }
@@ -94,8 +101,17 @@ fn judge<F: Family, P: Packet>(
     if let Some(reason) = martian::<F>(&work.segment.key.src) {
         return Verdict::Drop(reason);
     }
+    let Some(descriptor) = backend::descriptor::<F>(frontend) else {
+        return Verdict::Drop(DropReason::BackendMissing);
+    };
+    let key = &work.segment.key;
+    if !range::admits::<F>(&descriptor, &key.src) {
+        return Verdict::Drop(DropReason::SourceRange);
+    }
+    let client = AffinityKey::of_address(descriptor.service, &key.src);
     let side = if hook == Hook::PodIngress { Side::Internal } else { Side::External };
-    let choice = match backend::choose::<F>(frontend, side, flow_hash(&work.segment.key)) {
+    let choice = backend::choose::<F>(&descriptor, side, flow_hash(key), &client, now);
+    let choice = match choice {
         Ok(choice) => choice,
         Err(NoChoice::Reject) => {
             return Verdict::Refuse(DropReason::NoEndpoint, icmp::Error::PortUnreachable);

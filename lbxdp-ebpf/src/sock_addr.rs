@@ -35,12 +35,14 @@ impl Known {
         if [a, b, c] == MAPPED {
             return Self::V4(d.to_ne_bytes());
         }
-        let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
-        Self::V6([
-            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
-            d[2], d[3],
-        ])
+        Self::V6(bytes(words))
     }
+}
+
+#[inline(always)]
+fn bytes([a, b, c, d]: [u32; 4]) -> [u8; 16] {
+    let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
 }
 
 /// How an address is written in a call.
@@ -49,6 +51,8 @@ pub trait Form {
     type Family: Family;
     /// Writes an address into the call.
     fn write(call: &Call, addr: &<Self::Family as Family>::Addr);
+    /// The address that a socket is bound to; the unspecified one if to none.
+    fn bound(sock: &Sock) -> <Self::Family as Family>::Addr;
 }
 
 /// IPv4, in a program for `AF_INET`.
@@ -69,6 +73,11 @@ impl Form for Inet {
         // SAFETY: the kernel's own context; the verifier allows the write where it is one.
         unsafe { (&raw mut (*sock_addr).user_ip4).write_volatile(u32::from_ne_bytes(*addr)) };
     }
+
+    #[inline(always)]
+    fn bound(sock: &Sock) -> [u8; 4] {
+        sock.bound_v4()
+    }
 }
 
 impl Form for Mapped {
@@ -78,6 +87,11 @@ impl Form for Mapped {
     fn write(call: &Call, addr: &[u8; 4]) {
         // The words before are what they were: the call's address is mapped.
         call.set_word(3, u32::from_ne_bytes(*addr));
+    }
+
+    #[inline(always)]
+    fn bound(sock: &Sock) -> [u8; 4] {
+        sock.bound_v4()
     }
 }
 
@@ -91,6 +105,11 @@ impl Form for Inet6 {
         call.set_word(1, u32::from_ne_bytes([e, f, g, h]));
         call.set_word(2, u32::from_ne_bytes([i, j, k, l]));
         call.set_word(3, u32::from_ne_bytes([m, n, o, p]));
+    }
+
+    #[inline(always)]
+    fn bound(sock: &Sock) -> [u8; 16] {
+        sock.bound_v6()
     }
 }
 
@@ -172,11 +191,17 @@ impl Call {
         unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) }
     }
 
-    /// Whether the socket is in the node's own network namespace. Linux 5.7.
+    /// Cookie of the network namespace that the socket is in. Linux 5.7.
+    #[inline(always)]
+    pub fn netns_cookie(&self) -> u64 {
+        // SAFETY: the kernel's own context.
+        unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
+    }
+
+    /// Whether that is the node's own.
     #[inline(always)]
     pub fn is_of_node(&self) -> bool {
-        // SAFETY: the kernel's own context.
-        unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) == globals::node_netns_cookie() }
+        self.netns_cookie() == globals::node_netns_cookie()
     }
 
     /// The socket.
@@ -245,7 +270,9 @@ impl Sock {
             return None;
         }
         let addr = if self.is_inet6() {
-            Known::of_words([self.word(0), self.word(1), self.word(2), self.word(3)])
+            // SAFETY: as above.
+            let word = |index| self.word(index, |sock| unsafe { &raw mut (*sock).dst_ip6 });
+            Known::of_words([word(0), word(1), word(2), word(3)])
         } else {
             // SAFETY: as above.
             Known::V4(self.field(|sock| unsafe { &raw mut (*sock).dst_ip4 }).to_ne_bytes())
@@ -254,8 +281,22 @@ impl Sock {
     }
 
     #[inline(always)]
-    fn word(&self, index: usize) -> u32 {
-        // SAFETY: as above; `index` is below 4.
-        self.field(|sock| unsafe { (&raw mut (*sock).dst_ip6).cast::<u32>().add(index) })
+    fn bound_v4(&self) -> [u8; 4] {
+        // SAFETY: as above.
+        self.field(|sock| unsafe { &raw mut (*sock).src_ip4 }).to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn bound_v6(&self) -> [u8; 16] {
+        // SAFETY: as above.
+        let word = |index| self.word(index, |sock| unsafe { &raw mut (*sock).src_ip6 });
+        bytes([word(0), word(1), word(2), word(3)])
+    }
+
+    /// A word of the address at `at`; `index` must be below 4.
+    #[inline(always)]
+    fn word(&self, index: usize, at: impl FnOnce(*mut bpf_sock) -> *mut [u32; 4]) -> u32 {
+        // SAFETY: as above.
+        self.field(|sock| unsafe { at(sock).cast::<u32>().add(index) })
     }
 }

@@ -136,6 +136,7 @@ fn readiness_and_hints_choose_endpoints_and_the_operator_chooses_addresses() {
     let config = Config {
         allow_external_ips: vec![range("192.0.2.0/25").expect("a range")],
         node_port_addresses: vec!["198.51.100.0/24".parse().expect("a range")],
+        ..Config::default()
     };
     let devices = ["198.51.100.11", "198.51.100.12", "10.244.1.254"];
     let mut empty = Index::new(NODE).with_config(config);

@@ -1,5 +1,6 @@
 //! What an operation does to a picture of the maps. The planner and the fake agree by sharing it.
 
+use std::collections::btree_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 
 use lbxdp_common::{Backend, Descriptor, FrontendInfo};
@@ -83,6 +84,25 @@ impl Actual {
             MapOp::WriteTable { first_block, blocks } => {
                 let first = *first_block as usize;
                 self.tables[first..first + blocks.len()].copy_from_slice(blocks);
+            }
+            MapOp::SetMember { member } => {
+                self.members.insert(*member);
+            }
+            MapOp::RemoveMember { member } => {
+                self.members.remove(member);
+            }
+            MapOp::SetRange { service, range } => {
+                let key = (Family::of(range.addr()), *service);
+                self.ranges.entry(key).or_default().insert(*range);
+            }
+            MapOp::RemoveRange { service, range } => {
+                let key = (Family::of(range.addr()), *service);
+                if let Entry::Occupied(mut ranges) = self.ranges.entry(key) {
+                    ranges.get_mut().remove(range);
+                    if ranges.get().is_empty() {
+                        ranges.remove();
+                    }
+                }
             }
             MapOp::SetDescriptor { family, id, descriptor } => {
                 if *descriptor == Descriptor::default() {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use lbxdp_common::{AddressFlags, Descriptor, TableBlock, TableRef};
+use lbxdp_common::{AddressFlags, Descriptor, MemberKey, TableBlock, TableRef};
 
 use super::{Actual, BackendEntry, FlowEntry, MapError, MapOp, Maps};
 use crate::model::{Family, FrontendAddr};
@@ -78,6 +78,13 @@ impl FakeMaps {
                 self.note_descriptor(*family, *id);
             }
             MapOp::SetInfo { family: _, id: _, info: _ } => {}
+            MapOp::SetMember { member } => self.check_member(*member),
+            MapOp::RemoveMember { member } => {
+                assert!(!self.is_member(*member), "{op:?}: affinity to it counts");
+            }
+            MapOp::SetRange { service: _, range } | MapOp::RemoveRange { service: _, range } => {
+                assert_eq!(range.trunc(), *range, "{op:?}: not a range's first address");
+            }
             MapOp::ResetStats { family, id } => {
                 assert!(!self.is_frontend_id(*family, *id), "{op:?}: statistics in use");
             }
@@ -137,6 +144,15 @@ impl FakeMaps {
             assert!(!self.is_frontend_id(family, id), "{family} frontend {id} is still found");
             return;
         }
+        if descriptor.affinity != 0 {
+            for range in ranges(descriptor) {
+                assert_eq!(
+                    self.members(range),
+                    self.ids(range),
+                    "{range:?} is published with affinity: its members are not its backends"
+                );
+            }
+        }
         for range in ranges(descriptor) {
             assert_eq!(range.indices().start % range.blocks(), 0, "{range:?} is not aligned");
             assert!(range.indices().end <= self.actual.tables.len(), "{range:?} leaves the slab");
@@ -147,6 +163,33 @@ impl FakeMaps {
                 assert!(!entry.is_retired(), "{name}, which is retired");
             }
         }
+    }
+
+    /// The members of a table that somebody may ask are what they should be already.
+    fn check_member(&self, member: MemberKey) {
+        let mut asked = self.with_affinity().filter(|range| range.first == member.first_block);
+        assert!(
+            asked.all(|range| self.ids(range).contains(&member.backend)),
+            "{member:?}: the table is published without that backend"
+        );
+    }
+
+    /// Whether a published table for which affinity is asked has the backend.
+    fn is_member(&self, member: MemberKey) -> bool {
+        let mut asked = self.with_affinity().filter(|range| range.first == member.first_block);
+        asked.any(|range| self.ids(range).contains(&member.backend))
+    }
+
+    fn with_affinity(&self) -> impl Iterator<Item = BlockRange> + '_ {
+        let descriptors = self.actual.descriptors.values();
+        descriptors.filter(|descriptor| descriptor.affinity != 0).flat_map(ranges)
+    }
+
+    /// Backend ids that are members of a range.
+    fn members(&self, range: BlockRange) -> BTreeSet<u32> {
+        let key = |backend| MemberKey { first_block: range.first, backend };
+        let members = self.actual.members.range(key(0)..=key(u32::MAX));
+        members.map(|member| member.backend).collect()
     }
 
     fn check_frontend(&self, addr: FrontendAddr, id: u32) {
@@ -330,5 +373,50 @@ mod tests {
             MapOp::RemoveFrontend { addr: ADDR },
             MapOp::InsertFrontend { addr: other, id: 0 },
         ]);
+    }
+
+    fn with_affinity() -> MapOp {
+        let word = TableRef::serve(0, 4).0;
+        let descriptor =
+            Descriptor { external: word, internal: word, affinity: 10, ..Descriptor::default() };
+        MapOp::SetDescriptor { family: Family::V4, id: 0, descriptor }
+    }
+
+    const MEMBER: MemberKey = MemberKey { first_block: 0, backend: 1 };
+
+    #[test]
+    fn affinity_is_published_after_the_members_of_its_tables() {
+        let ops = [backend(80), table(), MapOp::SetMember { member: MEMBER }, with_affinity()];
+        assert_eq!(FakeMaps::default().apply(&ops).0, ops.len());
+    }
+
+    #[test]
+    #[should_panic(expected = "its members are not its backends")]
+    fn affinity_is_not_published_before_the_members_of_its_tables() {
+        FakeMaps::default().apply(&[backend(80), table(), with_affinity()]);
+    }
+
+    #[test]
+    #[should_panic(expected = "its members are not its backends")]
+    fn affinity_is_not_published_with_the_members_of_another_table() {
+        let stale = MapOp::SetMember { member: MemberKey { backend: 9, ..MEMBER } };
+        let member = MapOp::SetMember { member: MEMBER };
+        FakeMaps::default().apply(&[stale, backend(80), table(), member, with_affinity()]);
+    }
+
+    #[test]
+    #[should_panic(expected = "affinity to it counts")]
+    fn the_members_of_a_published_table_stay() {
+        let member = MapOp::SetMember { member: MEMBER };
+        let remove = MapOp::RemoveMember { member: MEMBER };
+        FakeMaps::default().apply(&[backend(80), table(), member, with_affinity(), remove]);
+    }
+
+    #[test]
+    #[should_panic(expected = "without that backend")]
+    fn no_member_is_added_to_a_published_table() {
+        let member = MapOp::SetMember { member: MEMBER };
+        let more = MapOp::SetMember { member: MemberKey { backend: 9, ..MEMBER } };
+        FakeMaps::default().apply(&[backend(80), table(), member, with_affinity(), more]);
     }
 }

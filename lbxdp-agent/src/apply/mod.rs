@@ -13,8 +13,9 @@ pub mod sockets;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lbxdp_common::{
-    AddressFlags, Backend, Descriptor, FrontendInfo, TableBlock, limits::TABLE_BLOCKS,
+    AddressFlags, Backend, Descriptor, FrontendInfo, MemberKey, TableBlock, limits::TABLE_BLOCKS,
 };
 
 pub use self::flow::FlowEntry;
@@ -46,6 +47,30 @@ pub enum MapOp {
         first_block: u32,
         /// Contents.
         blocks: Vec<TableBlock>,
+    },
+    /// Says that a table has a backend, for affinity to it.
+    SetMember {
+        /// Table and backend.
+        member: MemberKey,
+    },
+    /// Unsays it.
+    RemoveMember {
+        /// Table and backend.
+        member: MemberKey,
+    },
+    /// Admits the clients of a range to a Service port.
+    SetRange {
+        /// [`Descriptor::service`] in the range's family.
+        service: u32,
+        /// The range; no bit is set behind its prefix.
+        range: IpNet,
+    },
+    /// Ends that.
+    RemoveRange {
+        /// [`Descriptor::service`] in the range's family.
+        service: u32,
+        /// The range.
+        range: IpNet,
     },
     /// Publishes a descriptor: one aligned store for each of its words.
     SetDescriptor {
@@ -111,6 +136,10 @@ pub struct Actual {
     pub backends: BTreeMap<(Family, u32), BackendEntry>,
     /// Addresses.
     pub addresses: BTreeMap<IpAddr, AddressFlags>,
+    /// Backends of tables, as affinity needs them.
+    pub members: BTreeSet<MemberKey>,
+    /// Source ranges by family and [`Descriptor::service`].
+    pub ranges: BTreeMap<(Family, u32), BTreeSet<IpNet>>,
     /// The whole table slab, `TABLE_BLOCKS` long.
     pub tables: Vec<TableBlock>,
 }
@@ -123,6 +152,8 @@ impl Default for Actual {
             infos: BTreeMap::new(),
             backends: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            members: BTreeSet::new(),
+            ranges: BTreeMap::new(),
             tables: vec![TableBlock { slots: [0; lbxdp_common::TABLE_BLOCK] }; TABLE_BLOCKS],
         }
     }

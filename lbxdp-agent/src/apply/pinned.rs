@@ -7,10 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuArray, PerCpuValues};
+use ipnet::IpNet;
 use lbxdp_common::{
     AddressFlags, Backend, Counter, Descriptor, Device, DropReason, Flow, FlowKey, FrontendInfo,
-    FrontendKey, FrontendStats, IPPROTO_UDP, Octets, TableBlock, limits::TABLE_BLOCKS,
+    FrontendKey, FrontendStats, IPPROTO_UDP, MemberKey, Octets, RangeKey, TableBlock,
+    limits::TABLE_BLOCKS,
 };
 
 pub use super::FlowEntry;
@@ -126,6 +129,7 @@ pub(super) trait Addr: Octets + Pod + Into<IpAddr> {
     const NAMES: &'static str;
     const FLOWS: &'static str;
     const SOCKETS: &'static str;
+    const RANGES: &'static str;
     const STATS: &'static str;
     fn ip(self) -> IpAddr;
     fn entry(backend: Backend<Self>) -> BackendEntry;
@@ -140,6 +144,7 @@ impl Addr for [u8; 4] {
     const NAMES: &'static str = "names_v4";
     const FLOWS: &'static str = "flows_v4";
     const SOCKETS: &'static str = "sockets_v4";
+    const RANGES: &'static str = "ranges_v4";
     const STATS: &'static str = "stats_v4";
 
     fn ip(self) -> IpAddr {
@@ -160,6 +165,7 @@ impl Addr for [u8; 16] {
     const NAMES: &'static str = "names_v6";
     const FLOWS: &'static str = "flows_v6";
     const SOCKETS: &'static str = "sockets_v6";
+    const RANGES: &'static str = "ranges_v6";
     const STATS: &'static str = "stats_v6";
 
     fn ip(self) -> IpAddr {
@@ -201,6 +207,7 @@ struct FamilyMaps<A: Addr> {
     names: Array<MapData, FrontendInfo>,
     names_fd: MapData,
     flows: Hash<FlowKey<A>, Flow<A>>,
+    ranges: LpmTrie<MapData, RangeKey<A>, u32>,
     stats: PerCpuArray<MapData, FrontendStats>,
 }
 
@@ -216,6 +223,7 @@ impl<A: Addr> FamilyMaps<A> {
                 .and_then(|fd| MapData::from_fd(fd).map_err(io_error))
                 .map_err(map_error(A::NAMES, pins.map(A::NAMES).display()))?,
             flows: Hash::open(pins, A::FLOWS, access)?,
+            ranges: typed(pins, A::RANGES, access)?,
             stats: typed(pins, A::STATS, access)?,
         })
     }
@@ -249,9 +257,40 @@ impl<A: Addr> FamilyMaps<A> {
             }
         }
         let infos = self.infos().map_err(map_error(A::NAMES, "all entries"))?;
+        self.read_ranges(actual)?;
         let named = infos.into_iter().filter(|(_, info)| *info != FrontendInfo::UNUSED);
         actual.infos.extend(named.map(|(id, info)| ((A::FAMILY, id), info)));
         Ok(())
+    }
+
+    fn read_ranges(&self, actual: &mut Actual) -> Result<(), MapError> {
+        for key in self.ranges.keys() {
+            let key = key.map_err(io_error).map_err(map_error(A::RANGES, "all entries"))?;
+            let RangeKey { service, addr } = key.data();
+            let range = key
+                .prefix_len()
+                .checked_sub(RangeKey::<A>::SERVICE_BITS)
+                .and_then(|len| IpNet::new(addr.ip(), u8::try_from(len).ok()?).ok());
+            let Some(range) = range else {
+                let unknown = io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("a prefix of {} bits is not one this agent writes", key.prefix_len()),
+                );
+                return Err(map_error(A::RANGES, addr.ip())(unknown));
+            };
+            actual.ranges.entry((A::FAMILY, service)).or_default().insert(range);
+        }
+        Ok(())
+    }
+
+    fn set_range(&mut self, service: u32, addr: A, range: IpNet) -> Result<(), MapError> {
+        let inserted = self.ranges.insert(&range_key(service, addr, range), 1, 0);
+        inserted.map_err(io_error).map_err(map_error(A::RANGES, range))
+    }
+
+    fn remove_range(&mut self, service: u32, addr: A, range: IpNet) -> Result<(), MapError> {
+        let removed = or_missing(self.ranges.remove(&range_key(service, addr, range)));
+        removed.map_err(map_error(A::RANGES, range))
     }
 
     fn sizes(&self) -> Result<Sizes, MapError> {
@@ -291,11 +330,17 @@ impl<A: Addr> FamilyMaps<A> {
         stored.map_err(map_error(A::BACKENDS, id))
     }
 
+    /// The flags are in the last word, and programs read the first word first: what restricts is
+    /// seen before the tables that it restricts, and goes after them.
     fn set_descriptor(&self, id: u32, descriptor: &Descriptor) -> Result<(), MapError> {
-        self.descriptors
-            .mapped()
-            .and_then(|descriptors| descriptors.write(id, descriptor))
-            .map_err(map_error(A::DESCRIPTORS, id))
+        let stored = self.descriptors.mapped().and_then(|descriptors| {
+            if descriptor.has(Descriptor::SOURCE_RANGES) {
+                descriptors.write_backwards(id, descriptor)
+            } else {
+                descriptors.write(id, descriptor)
+            }
+        });
+        stored.map_err(map_error(A::DESCRIPTORS, id))
     }
 
     fn set_info(&mut self, id: u32, info: &FrontendInfo) -> Result<(), MapError> {
@@ -389,6 +434,11 @@ impl<A: Addr> FamilyMaps<A> {
     }
 }
 
+fn range_key<A: Addr>(service: u32, addr: A, range: IpNet) -> Key<RangeKey<A>> {
+    let bits = RangeKey::<A>::SERVICE_BITS + u32::from(range.prefix_len());
+    Key::new(bits, RangeKey { service, addr })
+}
+
 /// How much is programmed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
@@ -405,6 +455,7 @@ pub struct PinnedMaps {
     v4: FamilyMaps<[u8; 4]>,
     v6: FamilyMaps<[u8; 16]>,
     tables: Shared<TableBlock>,
+    members: Hash<MemberKey, u32>,
     devices: Hash<u32, Device>,
     drops: PerCpuArray<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
@@ -429,6 +480,7 @@ impl PinnedMaps {
             v4: FamilyMaps::open(pins, access)?,
             v6: FamilyMaps::open(pins, access)?,
             tables: Shared::open(pins, "tables", access)?,
+            members: Hash::open(pins, "members", access)?,
             devices: Hash::open(pins, "devices", access)?,
             drops: typed(pins, "drops", access)?,
             counters: typed(pins, "counters", access)?,
@@ -452,6 +504,20 @@ impl PinnedMaps {
                 }
                 Ok(())
             }
+            MapOp::SetMember { member } => {
+                let inserted = self.members.map.insert(member, 1, 0);
+                inserted.map_err(io_error).map_err(map_error("members", member.first_block))
+            }
+            MapOp::RemoveMember { member } => or_missing(self.members.map.remove(member))
+                .map_err(map_error("members", member.first_block)),
+            MapOp::SetRange { service, range } => match range.addr() {
+                IpAddr::V4(ip) => self.v4.set_range(*service, ip.octets(), *range),
+                IpAddr::V6(ip) => self.v6.set_range(*service, ip.octets(), *range),
+            },
+            MapOp::RemoveRange { service, range } => match range.addr() {
+                IpAddr::V4(ip) => self.v4.remove_range(*service, ip.octets(), *range),
+                IpAddr::V6(ip) => self.v6.remove_range(*service, ip.octets(), *range),
+            },
             MapOp::SetDescriptor { family, id, descriptor } => match family {
                 Family::V4 => self.v4.set_descriptor(*id, descriptor),
                 Family::V6 => self.v6.set_descriptor(*id, descriptor),
@@ -578,6 +644,8 @@ impl Maps for PinnedMaps {
             infos: BTreeMap::new(),
             backends: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            members: self.members.read()?.into_iter().map(|(member, _)| member).collect(),
+            ranges: BTreeMap::new(),
             tables,
         };
         self.v4.read(&mut actual)?;

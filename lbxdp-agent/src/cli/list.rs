@@ -9,7 +9,7 @@ use crate::apply::{Actual, Maps as _};
 use crate::cli::ReadArgs;
 use crate::cli::output::print_rows;
 use crate::sys::{self, Access};
-use crate::view::{self, Decision};
+use crate::view::{self, Decision, FrontendView};
 
 /// Opens the pinned maps for reading.
 pub fn open_maps(args: &ReadArgs) -> anyhow::Result<PinnedMaps> {
@@ -30,7 +30,9 @@ fn open(args: &ReadArgs) -> anyhow::Result<(PinnedMaps, Actual)> {
 pub fn services(args: &ReadArgs) -> anyhow::Result<()> {
     let (maps, actual) = open(args)?;
     let rows = view::frontends(&maps, &actual)?;
-    let header = ["service", "type", "address", "proto", "backends", "packets", "bytes", "replies"];
+    let header = [
+        "service", "type", "address", "proto", "clients", "backends", "packets", "bytes", "replies",
+    ];
     print_rows(args.output, &rows, &header, |row| {
         let backends = if row.decision == Decision::Serve {
             let backends = row.backends.iter().map(|backend| {
@@ -45,12 +47,26 @@ pub fn services(args: &ReadArgs) -> anyhow::Result<()> {
             row.kind.to_owned(),
             row.address.to_string(),
             row.protocol.clone(),
+            clients(row),
             backends,
             row.packets.to_string(),
             row.bytes.to_string(),
             row.reply_packets.to_string(),
         ]
     })
+}
+
+/// Who is served, and whether clients keep their backend.
+fn clients(row: &FrontendView) -> String {
+    let mut text = match &row.source_ranges {
+        None => "all".to_owned(),
+        Some(ranges) if ranges.is_empty() => "none".to_owned(),
+        Some(ranges) => shortened(ranges.iter().cloned().collect()),
+    };
+    if row.affinity_seconds > 0 {
+        text.push_str(&format!(" (affinity {}s)", row.affinity_seconds));
+    }
+    text
 }
 
 /// Lists backends.

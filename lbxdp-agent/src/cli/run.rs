@@ -14,6 +14,7 @@ use crate::cli::PinArgs;
 use crate::device::Pattern;
 use crate::index::{self, NodePortAddresses};
 use crate::object;
+use crate::service_cidrs::ServiceCidrs;
 use crate::snat_ports::{self, HostPorts, Ports};
 
 #[derive(Debug, Args)]
@@ -51,6 +52,15 @@ pub struct RunArgs {
         value_delimiter = ','
     )]
     node_port_addresses: Vec<NodePortAddresses>,
+    /// Let spec.loadBalancerSourceRanges restrict NodePorts and ClusterIPs as well, not only load
+    /// balancer and external addresses.
+    #[arg(long, env = "LBXDP_SOURCE_RANGES_ALL_FRONTENDS")]
+    source_ranges_all_frontends: bool,
+    /// Drop what is sent to an address in this range that no Service has (repeatable, at most 4 of
+    /// each family).
+    #[arg(long = "service-cidr", env = "LBXDP_SERVICE_CIDRS", value_name = "CIDR",
+          value_delimiter = ',', value_parser = index::range)]
+    service_cidrs: Vec<IpNet>,
     #[command(flatten)]
     pins: PinArgs,
     /// Source ports of flows to backends on other nodes.
@@ -138,6 +148,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         pod_devices,
         allow_external_ips,
         node_port_addresses,
+        source_ranges_all_frontends,
+        service_cidrs,
         pins: PinArgs { pin_path },
         snat_ports,
         listen,
@@ -151,7 +163,11 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let options = Options {
         manifests,
         node_name,
-        index: index::Config { allow_external_ips, node_port_addresses },
+        index: index::Config {
+            allow_external_ips,
+            node_port_addresses,
+            source_ranges_all_frontends,
+        },
         devices,
         pod_devices,
         listen,
@@ -160,6 +176,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         dataplane: Config {
             pin_path,
             snat_ports,
+            service_cidrs: ServiceCidrs::new(&service_cidrs)?,
             log_level: if packet_log { INFO } else { 0 },
             tc: match tc_mode {
                 TcFlag::Auto => TcMode::Auto,
@@ -236,6 +253,7 @@ mod tests {
             ("--nodeport-addresses=all", "not a range of addresses"),
             ("--cgroup=sys/fs/cgroup", "neither an absolute path nor `none`"),
             ("--nodeport-addresses=127.0.0.0/8", "never served on loopback"),
+            ("--service-cidr=10.96.0.1", "not a range of addresses"),
         ] {
             let error = parse(&[flag]).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");

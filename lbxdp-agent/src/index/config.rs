@@ -14,6 +14,9 @@ pub struct Config {
     pub allow_external_ips: Vec<IpNet>,
     /// Where NodePorts are served (`--nodeport-addresses`); on the primary addresses if empty.
     pub node_port_addresses: Vec<NodePortAddresses>,
+    /// `spec.loadBalancerSourceRanges` also restricts ClusterIPs and NodePorts
+    /// (`--source-ranges-all-frontends`).
+    pub source_ranges_all_frontends: bool,
 }
 
 impl Config {

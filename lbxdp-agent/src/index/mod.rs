@@ -1,7 +1,7 @@
 //! From Kubernetes objects to what should be served: pure, synchronous, and the same result
 //! whatever the order in which the objects came.
 //!
-//! `service`, `ports` and `external` read a Service, `slices` and `topology` EndpointSlices, `node`
+//! `service`, `ports`, `external` and `clients` read a Service, `slices` and `topology` EndpointSlices, `node`
 //! this node's addresses and zone; `claims` settles who gets a frontend, `choose` which endpoints
 //! serve it; `config` is what the operator decides. Bad input makes a problem and takes away no
 //! more than what it names.
@@ -9,6 +9,7 @@
 mod address;
 mod choose;
 mod claims;
+mod clients;
 mod config;
 mod external;
 mod names;

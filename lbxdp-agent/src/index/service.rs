@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
 use lbxdp_common::FrontendKind;
 
+use super::clients::Rules;
 use super::config::Config;
 use super::ports::{self, Port};
 use super::{address, external, names};
@@ -47,12 +48,14 @@ pub(super) struct Plan {
     /// Where load balancers ask for the health of this node's endpoints. Only a load balancer with
     /// policy Local has it (kube-proxy `NeedsHealthCheck`).
     pub health_check_port: Option<u16>,
+    /// For its clients.
+    clients: Rules,
 }
 
 impl Plan {
     /// What a frontend of `kind` says about its clients.
-    pub(super) fn clients(&self, _kind: FrontendKind, _family: Family) -> Clients {
-        Clients::default()
+    pub(super) fn clients(&self, kind: FrontendKind, family: Family) -> Clients {
+        self.clients.clients(kind, family)
     }
 }
 
@@ -113,19 +116,9 @@ pub(super) fn plan(
     let mut external_ips = external::allowed_ips(spec, config, report);
     keep_families(&mut load_balancer_ips, &families, "load balancer address", report);
     keep_families(&mut external_ips, &families, "external address", report);
-    if has_source_ranges(spec) && !(load_balancer_ips.is_empty() && external_ips.is_empty()) {
-        // Open to everybody is the one thing that the author did not want.
-        report.warning(
-            "spec.loadBalancerSourceRanges",
-            "source ranges are not supported yet: load balancer and external addresses are not \
-             served",
-        );
-        load_balancer_ips.clear();
-        external_ips.clear();
-    }
-    warn_of_what_is_not_served_yet(spec, report);
     let external_policy =
         policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", report);
+    let clients = Rules::of(spec, config, report);
     Some(Plan {
         id: id.clone(),
         origin: sourced.origin.clone(),
@@ -142,6 +135,7 @@ pub(super) fn plan(
             "spec.internalTrafficPolicy",
             report,
         ),
+        clients,
     })
 }
 
@@ -270,12 +264,6 @@ fn keep_families(
     });
 }
 
-fn has_source_ranges(spec: &ServiceSpec) -> bool {
-    let ranges = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
-    // Padding is accepted, so white space alone is no range.
-    ranges.iter().any(|range| !range.trim().is_empty())
-}
-
 fn families(cluster_ips: &[Address], spec: &ServiceSpec) -> BTreeSet<Family> {
     let written = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
         "IPv4" => Some(Family::V4),
@@ -314,18 +302,4 @@ fn health_check_port(
         report.error("spec.healthCheckNodePort", message);
     }
     number
-}
-
-fn warn_of_what_is_not_served_yet(spec: &ServiceSpec, report: &mut Reporter<'_>) {
-    match spec.session_affinity.as_deref() {
-        None | Some("" | "None") => {}
-        Some("ClientIP") => report.warning(
-            "spec.sessionAffinity",
-            "session affinity is not supported yet: the Service is served without",
-        ),
-        Some(other) => {
-            let message = format!("{} is neither None nor ClientIP: None is used", quoted(other));
-            report.error("spec.sessionAffinity", message);
-        }
-    }
 }

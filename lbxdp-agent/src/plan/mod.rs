@@ -1,8 +1,9 @@
 //! From what the maps hold to what they should hold: an ordered list of operations.
 //!
 //! The order is what keeps every reader in the kernel right at every moment. First backends, then
-//! whole tables in ranges that nobody reads, then for each frontend its name, its descriptor and
-//! its key, then addresses; what goes, goes the other way round. A published range is never
+//! whole tables in ranges that nobody reads, then source ranges and what affinity needs, then for
+//! each frontend its name, its descriptor and its key, then addresses; what goes, goes the other
+//! way round. A published range is never
 //! written: another set of endpoints gets another range, and one store in the descriptor swaps
 //! them. Ids and ranges that were visible rest before they are used again
 //! ([`crate::quarantine`]).
@@ -13,6 +14,7 @@
 
 mod addresses;
 mod backends;
+mod clients;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -74,6 +76,8 @@ pub struct Planner {
     tables: Tables,
     /// Something had no room in the last plan.
     exhausted: bool,
+    /// The last plan made room among source ranges or members.
+    makes_room: bool,
 }
 
 impl Planner {
@@ -102,6 +106,7 @@ impl Planner {
             backends,
             tables,
             exhausted: false,
+            makes_room: false,
         }
     }
 
@@ -129,13 +134,20 @@ impl Planner {
             self.plan_frontend(&mut draft, &mut problems, *addr, frontend);
         }
 
-        let mut ops = Vec::new();
+        let clients = clients::decide(&mut draft, &self.actual, &self.tables, &mut problems);
+
+        let leftovers = clients.leftovers(&self.actual);
+        let gone = clients.gone(&self.actual);
+        self.makes_room = !leftovers.is_empty() || !gone.is_empty();
+        let mut ops = leftovers;
         let used = self.plan_tables(&draft, &mut ops);
+        ops.extend(clients.additions(&self.actual));
         self.plan_frontends(&draft, &mut ops);
         let going = self.going_backends(&used, now);
         self.plan_addresses(&draft, &going, flows, &mut problems, &mut ops);
         self.plan_removals(&draft, &mut ops);
         self.plan_retirements(&used, &going, &mut ops);
+        ops.extend(gone);
         ops.extend(
             going.iter().map(|(family, id)| MapOp::SetBackend {
                 id: *id,
@@ -152,7 +164,7 @@ impl Planner {
     pub fn is_waiting(&self) -> bool {
         let PerFamily { v4, v6 } = &self.frontend_pools;
         let room_comes = v4.is_waiting() || v6.is_waiting() || self.tables.is_waiting();
-        self.backends.is_waiting() || self.exhausted && room_comes
+        self.backends.is_waiting() || self.exhausted && (room_comes || self.makes_room)
     }
 
     /// Follows the operations of the last plan that were carried out, in their order.
@@ -173,6 +185,10 @@ impl Planner {
                     }
                 }
                 MapOp::WriteTable { .. }
+                | MapOp::SetMember { .. }
+                | MapOp::RemoveMember { .. }
+                | MapOp::SetRange { .. }
+                | MapOp::RemoveRange { .. }
                 | MapOp::SetDescriptor { .. }
                 | MapOp::SetInfo { .. }
                 | MapOp::ResetStats { .. }

@@ -1,3 +1,6 @@
+mod clients;
+
+use ipnet::IpNet;
 use lbxdp_common::limits::TABLE_BLOCKS;
 use lbxdp_common::{FrontendKind, TableBlock};
 use proptest::prelude::*;
@@ -7,7 +10,7 @@ use crate::apply::Maps;
 use crate::apply::fake::FakeMaps;
 use crate::apply::faulty::FaultyMaps;
 use crate::dump::dump;
-use crate::model::Protocol;
+use crate::model::{Clients, Protocol};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -103,6 +106,10 @@ fn kinds(plan: &Plan) -> Vec<&'static str> {
             MapOp::SetInfo { info, .. } if **info == FrontendInfo::UNUSED => "clear info",
             MapOp::SetInfo { .. } => "info",
             MapOp::ResetStats { .. } => "stats",
+            MapOp::SetMember { .. } => "member",
+            MapOp::RemoveMember { .. } => "remove member",
+            MapOp::SetRange { .. } => "range",
+            MapOp::RemoveRange { .. } => "remove range",
             MapOp::InsertFrontend { .. } => "frontend",
             MapOp::RemoveFrontend { .. } => "remove frontend",
             MapOp::SetAddress { .. } => "address",
@@ -448,7 +455,8 @@ fn more_frontends_than_ids_leave_the_last_ones_out() {
 #[derive(Clone, Debug)]
 enum Step {
     /// Gives a frontend endpoints: masks over eight backends, zero is reject, every bit is drop.
-    Set { frontend: u8, kind: u8, service: u8, external: u8, internal: u8 },
+    /// and rules about clients, see [`rules`].
+    Set { frontend: u8, kind: u8, service: u8, external: u8, internal: u8, clients: u8 },
     /// Removes a frontend.
     Remove { frontend: u8 },
     /// Which of the backends are local, which have a route, how many addresses the node has.
@@ -461,10 +469,10 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        6 => (0..8_u8, 1..5_u8, 0..3_u8, any::<u8>(), any::<u8>(), any::<bool>()).prop_map(
-            |(frontend, kind, service, external, internal, same)| {
+        6 => (0..8_u8, 1..5_u8, 0..3_u8, any::<u8>(), any::<u8>(), any::<(bool, u8)>()).prop_map(
+            |(frontend, kind, service, external, internal, (same, clients))| {
                 let internal = if same { external } else { internal };
-                Step::Set { frontend, kind, service, external, internal }
+                Step::Set { frontend, kind, service, external, internal, clients }
             }
         ),
         3 => (0..8_u8).prop_map(|frontend| Step::Remove { frontend }),
@@ -498,9 +506,27 @@ fn endpoints(mask: u8, frontend: u8) -> Endpoints {
     }
 }
 
+/// Bits 0 and 1: affinity; bit 2: source ranges; bits 3 to 6: which.
+fn rules(clients: u8, frontend: u8) -> Clients {
+    let ranges = (0..4_u8).filter(|i| clients & (8 << i) != 0).map(|i| range(i, frontend));
+    Clients {
+        affinity: u32::from(clients & 3) * 10,
+        source_ranges: (clients & 4 != 0).then(|| ranges.collect()),
+    }
+}
+
+/// Four ranges of a frontend's family: the first is in the second, the last is everybody. Node
+/// addresses are in the third.
+fn range(number: u8, frontend: u8) -> IpNet {
+    let v4 = ["10.7.1.0/24", "10.7.0.0/16", "10.96.0.0/24", "0.0.0.0/0"];
+    let v6 = ["2001:db8:7:1::/64", "2001:db8:7::/48", "2001:db8::60:0/112", "::/0"];
+    let ranges = if frontend.is_multiple_of(2) { v4 } else { v6 };
+    ranges[usize::from(number)].parse().unwrap()
+}
+
 fn take_step(step: &Step, desired: &mut Desired, facts: &mut NodeFacts) {
     match step {
-        Step::Set { frontend, kind, service, external, internal } => {
+        Step::Set { frontend, kind, service, external, internal, clients } => {
             let key = FrontendAddr {
                 addr: addr(96, *frontend),
                 port: 80,
@@ -512,6 +538,7 @@ fn take_step(step: &Step, desired: &mut Desired, facts: &mut NodeFacts) {
                 endpoints(*external, *frontend),
                 endpoints(*internal, *frontend),
             );
+            let value = Frontend { clients: rules(*clients, *frontend), ..value };
             desired.frontends.insert(key, value);
         }
         Step::Remove { frontend } => {
@@ -572,6 +599,7 @@ proptest! {
                 }
             }
             prop_assert!(planner.actual() == &maps.inner.actual, "the picture is wrong");
+            clients::check(planner.actual())?;
             let again = planner.plan(&desired, &facts, None, maps.inner.now);
             prop_assert_eq!(again.ops, vec![]);
         }

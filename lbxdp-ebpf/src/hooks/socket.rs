@@ -6,16 +6,17 @@
 
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use lbxdp_common::{
-    AddressFlags, Counter, Descriptor, FrontendKey, IPPROTO_TCP, IPPROTO_UDP, Octets as _,
-    SocketKey, SocketPeer,
+    AddressFlags, AffinityKey, Counter, Descriptor, FrontendKey, IPPROTO_TCP, IPPROTO_UDP,
+    Octets as _, SocketKey, SocketPeer,
 };
 
 use crate::{
     family::{Family, V4, V6},
+    ingress,
     lookup::{
         address,
         backend::{self, Choice, NoChoice, Side},
-        count, socket,
+        count, range, socket,
     },
     packet::{Pair, read, sent::SentPacket},
     parse::Segment,
@@ -108,9 +109,10 @@ fn connect<S: Form>(call: &Call, addr: <S::Family as Family>::Addr) -> Outcome {
         return Outcome::Proceed;
     }
     let asked = FrontendKey::new(addr, call.port(), protocol);
-    let decision = match address::what::<S::Family>(&asked.addr) {
-        Some(flags) if flags.has(AddressFlags::SERVICE) => decide::<S::Family>(call, &asked, flags),
-        _ => Decision::Leave,
+    let decision = match service::<S::Family>(&asked.addr) {
+        Destination::Service(flags) => decide::<S>(call, &asked, flags),
+        Destination::Unassigned => Decision::Fail(UNREACHABLE),
+        Destination::Other => Decision::Leave,
     };
     if let Decision::Fail(errno) = decision {
         count::event(Counter::SocketRefused);
@@ -145,9 +147,10 @@ fn send<S: Form>(call: &Call, addr: <S::Family as Family>::Addr) -> Outcome {
         return Outcome::Proceed;
     }
     let asked = FrontendKey::new(addr, call.port(), protocol);
-    let flags = match address::what::<S::Family>(&asked.addr) {
-        Some(flags) if flags.has(AddressFlags::SERVICE) => flags,
-        _ => return Outcome::Proceed,
+    let flags = match service::<S::Family>(&asked.addr) {
+        Destination::Service(flags) => flags,
+        Destination::Unassigned => return refused(UNREACHABLE),
+        Destination::Other => return Outcome::Proceed,
     };
     let cookie = call.cookie();
     let way = SocketKey::<<S::Family as Family>::Addr>::TO_BACKEND;
@@ -155,13 +158,14 @@ fn send<S: Form>(call: &Call, addr: <S::Family as Family>::Addr) -> Outcome {
     let known = socket::get::<S::Family>(&key);
     let (backend_addr, backend_port, frontend) = match known {
         Some(SocketPeer { addr, port, frontend, .. }) => {
-            match may_translate(call, backend::client_rules::<S::Family>(frontend)) {
-                Permission::Granted => (addr, port, frontend),
-                Permission::None => return Outcome::Proceed,
-                Permission::Denied => return refused(UNREACHABLE),
+            let descriptor = backend::descriptor::<S::Family>(frontend);
+            match descriptor.map(|descriptor| may_translate::<S>(call, &descriptor)) {
+                Some(Permission::Granted) => (addr, port, frontend),
+                Some(Permission::None) => return Outcome::Proceed,
+                Some(Permission::Denied) | None => return refused(UNREACHABLE),
             }
         }
-        None => match decide::<S::Family>(call, &asked, flags) {
+        None => match decide::<S>(call, &asked, flags) {
             Decision::To(frontend, Choice { backend, .. }) => {
                 (backend.addr, backend.port, frontend)
             }
@@ -265,29 +269,53 @@ enum Permission {
     Denied,
 }
 
-/// Asks the rules that a frontend has about its clients (flags of its [`Descriptor`]). A socket
-/// that is not bound has no address that could be looked up in the ranges.
+/// Asks the rules that a frontend has about its clients. A socket that is not bound has no address
+/// yet that could be looked up in the ranges: that of the node is one of a few, that of a pod is
+/// found in its packets.
 #[inline(always)]
-fn may_translate(call: &Call, rules: u32) -> Permission {
-    if rules & Descriptor::SOURCE_RANGES == 0 {
-        Permission::Granted
-    } else if !call.is_of_node() {
-        Permission::None
-    } else if rules & Descriptor::NODE_IN_RANGE != 0 {
-        Permission::Granted
+fn may_translate<S: Form>(call: &Call, descriptor: &Descriptor) -> Permission {
+    if !descriptor.has(Descriptor::SOURCE_RANGES) {
+        return Permission::Granted;
+    }
+    let bound = S::bound(&call.sock());
+    let is_admitted = if bound != <S::Family as Family>::Addr::UNSPECIFIED {
+        range::admits::<S::Family>(descriptor, &bound)
+    } else if call.is_of_node() {
+        descriptor.has(Descriptor::NODE_IN_RANGE)
     } else {
-        Permission::Denied
+        return Permission::None;
+    };
+    if is_admitted { Permission::Granted } else { Permission::Denied }
+}
+
+/// What an address is to a client.
+enum Destination {
+    /// A Service's.
+    Service(AddressFlags),
+    /// Of a Service range, but no Service's.
+    Unassigned,
+    /// Something else, or nobody's.
+    Other,
+}
+
+#[inline(always)]
+fn service<F: Family>(addr: &F::Addr) -> Destination {
+    match address::what::<F>(addr) {
+        Some(flags) if flags.has(AddressFlags::SERVICE) => Destination::Service(flags),
+        Some(flags) if flags.has(AddressFlags::NODE) => Destination::Other,
+        _ if address::is_unassigned::<F>(addr) => Destination::Unassigned,
+        _ => Destination::Other,
     }
 }
 
 /// What becomes of a call about a service address.
 #[inline(always)]
-fn decide<F: Family>(
+fn decide<S: Form>(
     call: &Call,
-    asked: &FrontendKey<F::Addr>,
+    asked: &FrontendKey<<S::Family as Family>::Addr>,
     address: AddressFlags,
-) -> Decision<F::Addr> {
-    let Some(frontend) = address::listener::<F>(asked) else {
+) -> Decision<<S::Family as Family>::Addr> {
+    let Some(frontend) = address::listener::<S::Family>(asked) else {
         return if address.has(AddressFlags::NODE) {
             Decision::Leave
         } else if address.has(AddressFlags::CLUSTER_IP) {
@@ -296,12 +324,15 @@ fn decide<F: Family>(
             Decision::Fail(UNREACHABLE)
         };
     };
-    match may_translate(call, backend::client_rules::<F>(frontend)) {
+    let Some(descriptor) = backend::descriptor::<S::Family>(frontend) else {
+        return Decision::Fail(UNREACHABLE);
+    };
+    match may_translate::<S>(call, &descriptor) {
         Permission::Granted => {}
         Permission::None => return Decision::Leave,
         Permission::Denied => return Decision::Fail(UNREACHABLE),
     }
-    match choose::<F>(frontend) {
+    match choose::<S>(call, &descriptor) {
         Ok(choice) => Decision::To(frontend, choice),
         Err(NoChoice::Reject) => Decision::Fail(REFUSED),
         Err(NoChoice::Drop | NoChoice::Missing) => Decision::Fail(UNREACHABLE),
@@ -309,10 +340,28 @@ fn decide<F: Family>(
 }
 
 /// Chooses a backend. By chance: the source port, which would be in the hash, is not chosen yet.
+/// Affinity is to the address that the socket is bound to, else to all clients of its namespace.
 #[inline(always)]
-fn choose<F: Family>(frontend: u32) -> Result<Choice<F::Addr>, NoChoice> {
+fn choose<S: Form>(
+    call: &Call,
+    descriptor: &Descriptor,
+) -> Result<Choice<<S::Family as Family>::Addr>, NoChoice> {
     // SAFETY: no arguments, no memory.
-    backend::choose::<F>(frontend, Side::Internal, unsafe { bpf_get_prandom_u32() })
+    let chance = unsafe { bpf_get_prandom_u32() };
+    let (client, now) = if descriptor.affinity == 0 {
+        // Nobody looks at it.
+        (AffinityKey::of_namespace::<<S::Family as Family>::Addr>(0, 0), 0)
+    } else {
+        let bound = S::bound(&call.sock());
+        let client = if bound == <S::Family as Family>::Addr::UNSPECIFIED {
+            let cookie = call.netns_cookie();
+            AffinityKey::of_namespace::<<S::Family as Family>::Addr>(descriptor.service, cookie)
+        } else {
+            AffinityKey::of_address(descriptor.service, &bound)
+        };
+        (client, ingress::now())
+    };
+    backend::choose::<S::Family>(descriptor, Side::Internal, chance, &client, now)
 }
 
 #[inline(always)]

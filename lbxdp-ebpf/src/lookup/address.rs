@@ -1,8 +1,8 @@
 //! What an address is, and which frontend listens on it.
 
-use lbxdp_common::{AddressFlags, FlowKey, FrontendKey};
+use lbxdp_common::{AddressFlags, Cidr, FlowKey, FrontendKey};
 
-use crate::family::Family;
+use crate::{family::Family, globals};
 
 /// What `addr` is; `None` if it is nobody's.
 #[inline(always)]
@@ -23,4 +23,11 @@ pub fn frontend<F: Family>(key: &FlowKey<F::Addr>) -> Option<u32> {
 pub fn listener<F: Family>(key: &FrontendKey<F::Addr>) -> Option<u32> {
     // SAFETY: as above. An id is immutable and is not used again for a second after its removal.
     unsafe { F::frontend_map().get(key) }.copied()
+}
+
+/// Whether `addr`, which [`what`] does not know, is of a range that only Services have: nobody is
+/// there, and the default route would carry the packet away.
+#[inline(always)]
+pub fn is_unassigned<F: Family>(addr: &F::Addr) -> bool {
+    globals::cidr_has(F::service_cidrs(), Cidr::words_of(addr))
 }

@@ -1,8 +1,14 @@
 //! The choice of a backend.
 
-use lbxdp_common::{Backend, Flow, Octets as _, TABLE_BLOCK, TablePolicy, TableRef};
+use lbxdp_common::{
+    AffinityKey, Backend, Counter, Descriptor, Flow, Octets as _, TABLE_BLOCK, TablePolicy,
+    TableRef,
+};
 
-use crate::{family::Family, lookup::maps};
+use crate::{
+    family::Family,
+    lookup::{affinity, count, maps},
+};
 
 /// A backend and its id.
 pub struct Choice<A: 'static> {
@@ -33,30 +39,43 @@ pub enum NoChoice {
     Missing,
 }
 
-/// The flags of a frontend's [`lbxdp_common::Descriptor`]: which clients it has.
+/// The descriptor of a frontend.
 #[inline(always)]
-pub fn client_rules<F: Family>(frontend: u32) -> u32 {
-    F::descriptor_map().get_ptr(frontend).map_or(0, |descriptor| {
-        // SAFETY: as in `choose`: one aligned word, read once.
-        unsafe { (&raw const (*descriptor).flags).read_volatile() }
-    })
+pub fn descriptor<F: Family>(frontend: u32) -> Option<Descriptor> {
+    let from = F::descriptor_map().get_ptr(frontend)?;
+    // SAFETY: the pointer is into an array, which lives as long as the program. The agent stores
+    // each aligned word at once; volatile keeps the compiler from reading one twice. Of the
+    // agent's order of stores the tables come first, so that nobody meets a table without the
+    // source ranges that were put in front of it.
+    unsafe {
+        Some(Descriptor {
+            external: (&raw const (*from).external).read_volatile(),
+            internal: (&raw const (*from).internal).read_volatile(),
+            affinity: (&raw const (*from).affinity).read_volatile(),
+            service: (&raw const (*from).service).read_volatile(),
+            flags: (&raw const (*from).flags).read_volatile(),
+            _pad: 0,
+        })
+    }
 }
 
-/// Chooses by `hash` from one of the tables of `frontend`.
+/// Chooses a backend for a new flow from one of the tables of `descriptor`: the one that the
+/// `client` had, where the frontend has session affinity and the table still has that backend,
+/// else by `hash`. `now` is the clock of flows.
+///
+/// The hash covers the source port also with affinity: once its time is over, a client may get
+/// another backend.
 #[inline(always)]
 pub fn choose<F: Family>(
-    frontend: u32,
+    descriptor: &Descriptor,
     side: Side,
     hash: u32,
+    client: &AffinityKey,
+    now: u64,
 ) -> Result<Choice<F::Addr>, NoChoice> {
-    let descriptor = F::descriptor_map().get_ptr(frontend).ok_or(NoChoice::Missing)?;
-    // SAFETY: the pointer is into an array, which lives as long as the program. The agent stores
-    // the aligned word at once; volatile keeps the compiler from reading it twice.
-    let table = TableRef(unsafe {
-        match side {
-            Side::External => (&raw const (*descriptor).external).read_volatile(),
-            Side::Internal => (&raw const (*descriptor).internal).read_volatile(),
-        }
+    let table = TableRef(match side {
+        Side::External => descriptor.external,
+        Side::Internal => descriptor.internal,
     });
     if !table.serves() {
         return Err(if table.policy() == TablePolicy::Reject as u8 {
@@ -67,17 +86,30 @@ pub fn choose<F: Family>(
             NoChoice::Missing
         });
     }
+    if descriptor.affinity != 0
+        && let Some(id) = affinity::recall(client, table, descriptor.affinity, now)
+        && let Some(choice) = usable::<F>(id)
+    {
+        count::event(Counter::AffinityKept);
+        return Ok(choice);
+    }
     let slots = 1u32 << (table.log2_slots() & 31);
     let slot = hash & (slots - 1);
     let block = table.first_block() + slot / TABLE_BLOCK as u32;
     let block = maps::tables.get(block).ok_or(NoChoice::Missing)?;
-    let id = block.slots[slot as usize % TABLE_BLOCK];
-    let backend = F::backend_map().get(id).ok_or(NoChoice::Missing)?;
-    let has_source = backend.is_local() || backend.snat_addr != F::Addr::UNSPECIFIED;
-    if backend.port == 0 || !has_source {
-        return Err(NoChoice::Missing);
+    let choice = usable::<F>(block.slots[slot as usize % TABLE_BLOCK]).ok_or(NoChoice::Missing)?;
+    if descriptor.affinity != 0 {
+        affinity::remember(client, choice.id, now);
     }
-    Ok(Choice { id, backend })
+    Ok(choice)
+}
+
+/// The backend with this id, if it is one that packets can be sent to.
+#[inline(always)]
+fn usable<F: Family>(id: u32) -> Option<Choice<F::Addr>> {
+    let backend = F::backend_map().get(id)?;
+    let has_source = backend.is_local() || backend.snat_addr != F::Addr::UNSPECIFIED;
+    (backend.port != 0 && has_source).then_some(Choice { id, backend })
 }
 
 /// Whether the backend that `flow`, a request's half, leads to may still get new flows: it has its id

@@ -3,17 +3,17 @@
 #![expect(non_upper_case_globals, reason = "a static's name is its map's name")]
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use lbxdp_common::{
-    AddressFlags, Backend, Descriptor, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    FrontendInfo, FrontendKey, FrontendStats, SocketKey, SocketPeer, TableBlock, counter,
-    drop_reason,
+    AddressFlags, Affinity, AffinityKey, Backend, Descriptor, Device, Flow, FlowKey, FragmentKey,
+    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, MemberKey, RangeKey, SocketKey,
+    SocketPeer, TableBlock, counter, drop_reason,
     limits::{
-        MAX_ADDRESSES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS,
-        MAX_SOCKETS, TABLE_BLOCKS,
+        MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRAGMENTS,
+        MAX_FRONTENDS, MAX_MEMBERS, MAX_RANGES, MAX_SOCKETS, TABLE_BLOCKS,
     },
 };
 
@@ -97,6 +97,23 @@ pub static stats_v4: StatsMap<FrontendStats, MAX_FRONTENDS> = PerCpuArray::new()
 /// Frontend id → packets and bytes.
 #[btf_map]
 pub static stats_v6: StatsMap<FrontendStats, MAX_FRONTENDS> = PerCpuArray::new();
+
+/// Service port and client → its backend, of both families.
+#[btf_map]
+pub static affinity: LruHashMap<AffinityKey, Affinity, MAX_AFFINITIES> = LruHashMap::new();
+
+/// Tables of frontends with session affinity → their backends. Few have it, so memory is taken as
+/// it is needed.
+#[btf_map]
+pub static members: HashMap<MemberKey, u32, MAX_MEMBERS, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// Service port and client → whether it is served. Linux 4.11; memory is taken as it is needed.
+#[btf_map]
+pub static ranges_v4: LpmTrie<RangeKey<[u8; 4]>, u32, MAX_RANGES> = LpmTrie::new();
+/// Service port and client → whether it is served. Linux 4.11; memory is taken as it is needed.
+#[btf_map]
+pub static ranges_v6: LpmTrie<RangeKey<[u8; 16]>, u32, MAX_RANGES> = LpmTrie::new();
 
 /// [`lbxdp_common::DropReason`] → packets.
 #[btf_map]

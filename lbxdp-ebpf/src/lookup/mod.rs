@@ -6,10 +6,12 @@
 )]
 
 pub mod address;
+pub mod affinity;
 pub mod backend;
 pub mod count;
 pub mod device;
 pub mod flow;
 pub mod fragment;
 pub mod maps;
+pub mod range;
 pub mod socket;

@@ -3,6 +3,7 @@
 //!
 //! Every test has namespaces and pins of its own. They need root and fail without.
 
+mod affinity;
 mod backends;
 mod checks;
 mod commands;

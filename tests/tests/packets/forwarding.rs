@@ -22,6 +22,12 @@ pub fn source_port(packet: &Packet, fate: &Fate) -> u16 {
     u16::from_be_bytes([fate.bytes[at], fate.bytes[at + 1]])
 }
 
+/// The port to which the node sends a packet.
+pub fn destination_port(packet: &Packet, fate: &Fate) -> u16 {
+    let at = packet.transport_offset() + 2;
+    u16::from_be_bytes([fate.bytes[at], fate.bytes[at + 1]])
+}
+
 #[test]
 fn what_is_nobodys_passes_untouched_at_every_hook() {
     let mut rig = Rig::new();

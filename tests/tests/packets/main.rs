@@ -3,6 +3,7 @@
 #![expect(clippy::tests_outside_test_module, reason = "an integration test is all test")]
 
 mod about;
+mod clients;
 mod errors;
 mod flows;
 mod forwarding;

@@ -11,13 +11,17 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{
+        Array, HashMap, MapData, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::{ProgramError, SchedClassifier, TestRunOptions, Xdp, XdpMode},
 };
-use lbxdp_agent::attach::patiently;
+use lbxdp_agent::{attach::patiently, index::range, service_cidrs::ServiceCidrs};
 use lbxdp_common::{
-    AddressFlags, Backend, Counter, Descriptor, Device, DropReason, Flow, FlowKey, FrontendKey,
-    FrontendStats, TABLE_BLOCK, TableBlock, TablePolicy, TableRef,
+    AddressFlags, Affinity, AffinityKey, Backend, Counter, Descriptor, Device, DropReason, Flow,
+    FlowKey, FrontendKey, FrontendStats, MemberKey, RangeKey, TABLE_BLOCK, TableBlock, TablePolicy,
+    TableRef,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -86,6 +90,16 @@ impl Rig {
 
     /// A node with these SNAT ports.
     pub fn with_snat_ports(low: u16, high: u16) -> Self {
+        Self::build(low, high, ServiceCidrs::default())
+    }
+
+    /// A node that knows these ranges to be the Services'.
+    pub fn with_service_cidrs(ranges: &[&str]) -> Self {
+        let ranges: Vec<_> = ranges.iter().map(|text| range(text).expect("a range")).collect();
+        Self::build(61_000, 65_535, ServiceCidrs::new(&ranges).expect("room"))
+    }
+
+    fn build(low: u16, high: u16, service_cidrs: ServiceCidrs) -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("the packet tests need CAP_SYS_ADMIN");
         let sysctl = |path: &str, value: &str| {
             std::fs::write(format!("/proc/sys/net/{path}"), value)
@@ -127,6 +141,8 @@ impl Rig {
         let mut ebpf = EbpfLoader::new()
             .override_global("SNAT_PORT_LO", &u32::from(low), true)
             .override_global("SNAT_PORT_HI", &u32::from(high), true)
+            .override_global("SERVICE_CIDRS_V4", service_cidrs.v4.as_slice(), true)
+            .override_global("SERVICE_CIDRS_V6", service_cidrs.v6.as_slice(), true)
             .override_global("AYA_LOG_LEVEL", &0_u8, false)
             .load(&object)
             .expect("the object loads");
@@ -311,6 +327,77 @@ impl Rig {
         let descriptor =
             Descriptor { external: external.0, internal: internal.0, ..Descriptor::default() };
         self.array(map).set(id, descriptor, 0).expect("room");
+    }
+
+    /// Changes what a frontend does with new flows.
+    pub fn rule(&mut self, family: IpAddr, id: u32, change: impl FnOnce(&mut Descriptor)) {
+        let map = if family.is_ipv4() { "descriptors_v4" } else { "descriptors_v6" };
+        let mut descriptors = self.array::<Descriptor>(map);
+        let mut descriptor = descriptors.get(&id, 0).expect("in range");
+        change(&mut descriptor);
+        descriptors.set(id, descriptor, 0).expect("in range");
+    }
+
+    /// Lets clients of a frontend keep their backend for `seconds`, under this id of the Service
+    /// port. Its backends become members of its table.
+    pub fn keep_clients(&mut self, family: IpAddr, id: u32, service: u32, seconds: u32) {
+        let mut block = 0;
+        self.rule(family, id, |descriptor| {
+            descriptor.affinity = seconds;
+            descriptor.service = service;
+            block = TableRef(descriptor.external).first_block();
+        });
+        let TableBlock { slots } = self.array("tables").get(&block, 0).expect("in range");
+        for backend in slots {
+            let member = MemberKey { first_block: block, backend };
+            self.hash::<MemberKey, u32>("members").insert(member, 1, 0).expect("room");
+        }
+    }
+
+    /// Makes the last use of every affinity `seconds` older.
+    pub fn age_affinity(&mut self, seconds: u64) {
+        let mut map = self.hash::<AffinityKey, Affinity>("affinity");
+        let entries: Vec<_> = map.iter().map(|entry| entry.expect("readable")).collect();
+        for (key, mut entry) in entries {
+            entry.last_used = entry.last_used.wrapping_sub(seconds * 1_000_000_000);
+            map.insert(key, entry, 0).expect("there");
+        }
+    }
+
+    /// Admits a range to a Service port, or ends that.
+    pub fn range(&mut self, service: u32, (addr, len): (IpAddr, u8), admit: bool) {
+        match addr {
+            IpAddr::V4(addr) => self.set_range("ranges_v4", service, addr.octets(), len, admit),
+            IpAddr::V6(addr) => self.set_range("ranges_v6", service, addr.octets(), len, admit),
+        }
+    }
+
+    fn set_range<A>(&mut self, map: &str, service: u32, addr: A, len: u8, admit: bool)
+    where
+        RangeKey<A>: Pod,
+    {
+        let map = self.ebpf.map_mut(map).unwrap_or_else(|| panic!("no map {map}"));
+        let mut ranges: LpmTrie<_, RangeKey<A>, u32> = LpmTrie::try_from(map).expect("its type");
+        let bits = RangeKey::<A>::SERVICE_BITS + u32::from(len);
+        let key = Key::new(bits, RangeKey { service, addr });
+        if admit {
+            ranges.insert(&key, 1, 0).expect("room");
+        } else {
+            ranges.remove(&key).expect("there");
+        }
+    }
+
+    /// Empties a backend's slot.
+    pub fn remove_backend(&mut self, family: IpAddr, id: u32) {
+        if family.is_ipv4() {
+            let addr = [0; 4];
+            let unused = Backend { addr, snat_addr: addr, port: 0, flags: 0, _pad: 0 };
+            self.array("backends_v4").set(id, unused, 0).expect("in range");
+        } else {
+            let addr = [0; 16];
+            let unused = Backend { addr, snat_addr: addr, port: 0, flags: 0, _pad: 0 };
+            self.array("backends_v6").set(id, unused, 0).expect("in range");
+        }
     }
 
     /// Every IPv4 flow entry.

@@ -123,6 +123,15 @@ fn unknown_policies_fall_back_to_the_default() {
 }
 
 #[test]
+fn source_ranges_that_cannot_be_read_say_why() {
+    web_reports(
+        json!({"loadBalancerSourceRanges": ["192.0.2.0/24", "192.0.2.1"]}),
+        "spec.loadBalancerSourceRanges[1]: \"192.0.2.1\" is not a range of addresses such as \
+         192.0.2.0/24: nobody is admitted by it",
+    );
+}
+
+#[test]
 fn slices_that_cannot_be_used_say_why() {
     for (bad, expected) in [
         (

@@ -10,7 +10,7 @@ mod services;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::Severity;
+use crate::model::{Clients, Severity};
 
 const NODE: &str = "node-1";
 

@@ -85,22 +85,28 @@ fn any_service() -> impl Strategy<Value = Sourced<Object>> {
     let policy = || text(&["Cluster", "Local", "local"]);
     let ingress = (address(), text(&["VIP", "Proxy", "x"]))
         .prop_map(|(ip, mode)| json!({"ip": ip, "ipMode": mode, "hostname": "h"}));
+    let clients = (
+        list(text(&["10.77.0.0/16", " 0.0.0.0/0", "2001:db8::7/32", "10.77.0.1", "", "x/y"])),
+        text(&["ClientIP", "None", "", "x"]),
+        number(),
+    );
     (
         text(&["bad-1", "bad-2", "", "a/b"]),
         labels(&["x"]),
         (text(&["ClusterIP", "NodePort", "LoadBalancer", "ExternalName", "x"]), address()),
         (list(address()), list(port()), list(ingress), list(address())),
-        (policy(), policy(), list(text(&["IPv4", "IPv6", "x"])), policy()),
+        (policy(), policy(), list(text(&["IPv4", "IPv6", "x"])), clients),
     )
         .prop_map(|(name, labels, (type_, ip), (ips, ports, ingress, external), more)| {
-            let (external_policy, internal_policy, families, affinity) = more;
+            let (external_policy, internal_policy, families, (ranges, affinity, seconds)) = more;
             object::<Service>(json!({
                 "metadata": {"name": name, "labels": labels},
                 "spec": {
                     "type": type_, "clusterIP": ip, "clusterIPs": ips, "ports": ports,
                     "externalIPs": external, "externalTrafficPolicy": external_policy,
                     "internalTrafficPolicy": internal_policy, "ipFamilies": families,
-                    "sessionAffinity": affinity,
+                    "sessionAffinity": affinity, "loadBalancerSourceRanges": ranges,
+                    "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}},
                 },
                 "status": {"loadBalancer": {"ingress": ingress}},
             }))
@@ -168,6 +174,7 @@ fn allowed(objects: &[Sourced<Object>]) -> (Desired, Vec<Problem>) {
     let config = || Config {
         allow_external_ips: everything(),
         node_port_addresses: everything().into_iter().map(NodePortAddresses::In).collect(),
+        source_ranges_all_frontends: true,
     };
     let decide = |objects: Vec<Sourced<Object>>| {
         let mut index = Index::new(NODE).with_config(config());
@@ -199,8 +206,13 @@ proptest! {
             for problem in &problems {
                 prop_assert!(!problem.to_string().contains(char::is_control), "{:?}", problem);
             }
-            for (addr, Frontend { external, internal, .. }) in &desired.frontends {
+            for (addr, Frontend { external, internal, clients, .. }) in &desired.frontends {
                 prop_assert!(!addr.addr.is_loopback());
+                prop_assert!(clients.affinity <= 86_400);
+                for range in clients.source_ranges.iter().flatten() {
+                    prop_assert_eq!(Family::of(range.addr()), Family::of(addr.addr));
+                    prop_assert_eq!(range.trunc(), *range);
+                }
                 for endpoints in [external, internal] {
                     let Endpoints::Serve(addrs) = endpoints else { continue };
                     prop_assert!(!addrs.is_empty());

@@ -103,16 +103,6 @@ fn load_balancer_addresses_need_the_type() {
 }
 
 #[test]
-fn source_ranges_close_the_load_balancer_addresses_until_they_are_supported() {
-    let objects = [web_balancer(json!({"loadBalancerSourceRanges": ["10.0.0.0/8"]})), this_node()];
-    let kinds: Vec<_> = desired(&objects).0.frontends.values().map(|f| f.kind).collect();
-    assert_eq!(kinds, [FrontendKind::NodePort, FrontendKind::ClusterIp]);
-    assert!(problems(&objects)[0].contains("spec.loadBalancerSourceRanges"));
-    let blank = [web_balancer(json!({"loadBalancerSourceRanges": [" "]})), this_node()];
-    assert_eq!(frontends(&blank).len(), 3);
-}
-
-#[test]
 fn node_ports_are_served_on_the_first_internal_address_of_each_family() {
     let spec = json!({"type": "NodePort", "clusterIPs": ["10.96.0.1", "fd00:96::1"]});
     let objects = [
@@ -205,15 +195,6 @@ fn sctp_is_reported_and_the_other_ports_are_served() {
     assert_eq!(frontends(&objects).len(), 1);
     let expected = "warning: Service default/web: spec.ports[1].protocol: SCTP is not served yet";
     assert_eq!(problems(&objects), [expected]);
-}
-
-#[test]
-fn session_affinity_is_reported_and_the_service_is_served() {
-    let objects = [web(json!({"sessionAffinity": "ClientIP"}))];
-    assert_eq!(frontends(&objects).len(), 1);
-    assert!(
-        problems(&objects)[0].starts_with("warning: Service default/web: spec.sessionAffinity")
-    );
 }
 
 #[test]

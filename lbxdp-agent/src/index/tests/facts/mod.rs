@@ -4,6 +4,7 @@
 //! The objects of a row are added one by one in every order. Sources: K30 is Kubernetes 1.30, Kn a
 //! newer one, both under `pkg/proxy` where no path is given; e2e is its end-to-end suite.
 
+mod clients;
 mod endpoints;
 mod health;
 mod services;
@@ -14,6 +15,7 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
+use services::{BALANCER, annotated, endpoints6};
 
 /// A row of the table.
 struct Fact {
@@ -99,6 +101,11 @@ impl Fact {
         self
     }
 
+    fn restricting_all_frontends(mut self) -> Self {
+        self.config.source_ranges_all_frontends = true;
+        self
+    }
+
     fn devices_with<const N: usize>(mut self, addresses: [&str; N]) -> Self {
         let addresses: BTreeSet<_> = addresses.iter().map(|a| a.parse().unwrap()).collect();
         match self.steps.is_empty() {
@@ -168,13 +175,23 @@ fn orders(objects: &[Sourced<Object>]) -> Vec<Vec<Sourced<Object>>> {
 }
 
 /// `kind address choice`, or `kind address external | internal` where the two differ. A backend
-/// `#1` is 10.0.0.1:8080.
+/// `#1` is 10.0.0.1:8080. Behind that are the ranges of clients and the seconds of affinity, where
+/// there are any.
 fn show(desired: &Desired) -> Vec<String> {
     let line = |(addr, frontend): (&FrontendAddr, &Frontend)| {
-        let Frontend { kind, name: _, external, internal, .. } = frontend;
+        let Frontend { kind, name: _, external, internal, serving: _, clients } = frontend;
         let mut line = format!("{} {addr} {}", kind.as_str(), choice(external));
         if external != internal {
             write!(line, " | {}", choice(internal)).unwrap();
+        }
+        let Clients { affinity, source_ranges } = clients;
+        if let Some(ranges) = source_ranges {
+            let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+            let ranges = if ranges.is_empty() { "nobody".to_owned() } else { ranges.join(",") };
+            write!(line, " for {ranges}").unwrap();
+        }
+        if *affinity != 0 {
+            write!(line, " sticky {affinity}s").unwrap();
         }
         line.replace("10.0.0.", "#").replace(":8080", "")
     };
@@ -270,7 +287,7 @@ fn labelled(mut object: Sourced<Object>, key: &str) -> Sourced<Object> {
 }
 
 fn rows() -> Vec<Fact> {
-    [endpoints::rows(), services::rows(), health::rows(), state::rows()]
+    [clients::rows(), endpoints::rows(), services::rows(), health::rows(), state::rows()]
         .into_iter()
         .flatten()
         .collect()

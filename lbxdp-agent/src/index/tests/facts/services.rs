@@ -10,7 +10,7 @@ const NODE_PORTS: &str = "KEP-3866";
 const EXTERNAL: &str = "KEP-5707";
 
 pub(super) fn rows() -> Vec<Fact> {
-    [which(), external_ips(), node_ports(), short_circuit(), source_ranges(), precedence()]
+    [which(), external_ips(), node_ports(), short_circuit(), precedence()]
         .into_iter()
         .flatten()
         .collect()
@@ -129,7 +129,7 @@ fn which() -> Vec<Fact> {
     ]
 }
 
-const BALANCER: [&str; 3] = [
+pub(super) const BALANCER: [&str; 3] = [
     "NodePort 10.1.0.1:30080/TCP #1",
     "ClusterIP 10.96.0.1:80/TCP #1",
     "LoadBalancer 192.0.2.1:80/TCP #1",
@@ -297,36 +297,6 @@ fn short_circuit() -> Vec<Fact> {
     ]
 }
 
-fn source_ranges() -> Vec<Fact> {
-    vec![
-        fact("white space is no source range", PORT)
-            .given([
-                web_balancer(json!({"loadBalancerSourceRanges": ["", " \t"]})),
-                endpoints([(1, "ready")]),
-                this_node(),
-            ])
-            .serves(BALANCER)
-            .silently(),
-        fact(
-            "source ranges close load balancer and external addresses until they are supported",
-            "ours",
-        )
-        .allowing_external_ips(["203.0.113.0/24"])
-        .given([
-            web_balancer(json!({
-                "loadBalancerSourceRanges": ["10.0.0.0/8"], "externalIPs": ["203.0.113.1"],
-            })),
-            endpoints([(1, "ready")]),
-            this_node(),
-        ])
-        .serves(["NodePort 10.1.0.1:30080/TCP #1", "ClusterIP 10.96.0.1:80/TCP #1"])
-        .complains("spec.loadBalancerSourceRanges"),
-        fact("the legacy annotation for source ranges is not read", PORT)
-            .given([annotated(web_balancer(json!({}))), endpoints([(1, "ready")]), this_node()])
-            .serves(BALANCER),
-    ]
-}
-
 fn precedence() -> Vec<Fact> {
     let other = |kind: &str, external: &str, cluster_ip: &str| {
         service(
@@ -455,7 +425,7 @@ fn dual_stack(cluster_ips: [&str; 2]) -> Sourced<Object> {
     balanced("web", spec, json!([{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}]))
 }
 
-fn endpoints6() -> Sourced<Object> {
+pub(super) fn endpoints6() -> Sourced<Object> {
     slice(
         "web-6",
         "web",
@@ -494,7 +464,7 @@ fn both_protocols() -> Sourced<Object> {
     )
 }
 
-fn annotated(mut service: Sourced<Object>) -> Sourced<Object> {
+pub(super) fn annotated(mut service: Sourced<Object>) -> Sourced<Object> {
     let Object::Service(object) = &mut service.object else { panic!() };
     let key = "service.beta.kubernetes.io/load-balancer-source-ranges".to_owned();
     Arc::make_mut(object).metadata.annotations = Some([(key, "10.9.0.0/16".to_owned())].into());
