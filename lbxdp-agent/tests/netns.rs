@@ -16,15 +16,18 @@ use lbxdp_agent::apply::pinned::{FlowEntry, PinnedMaps};
 use lbxdp_agent::apply::{BackendEntry, MapOp, Maps as _};
 use lbxdp_agent::attach::{self, Config, Dataplane, DeviceStatus, TcKind, TcMode};
 use lbxdp_agent::device::{NoXdp, Rules};
-use lbxdp_agent::model::{Family, FrontendAddr, Protocol};
+use lbxdp_agent::model::{
+    Desired, Endpoints, Family, Frontend, FrontendAddr, Protocol, ServicePortName,
+};
 use lbxdp_agent::netlink::genl::{XDP_BASIC, XDP_NDO_XMIT};
 use lbxdp_agent::netlink::{Monitor, Network, Routes};
 use lbxdp_agent::object;
 use lbxdp_agent::pins::{self, Pins};
 use lbxdp_agent::sys::{self, Access, Point};
+use lbxdp_agent::udp::Serving;
 use lbxdp_common::{
     AddressFlags, Backend, Descriptor, Flow, FlowKey, FlowState, FrontendInfo, FrontendKind, Hook,
-    TABLE_BLOCK, TableBlock, TableRef,
+    TABLE_BLOCK, TableBlock, TableRef, limits::MAX_FLOWS,
 };
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -689,5 +692,61 @@ fn live_flows_hold_their_addresses() {
             flows.insert(key, value, 0).unwrap();
         }
         assert_eq!(maps.flows().unwrap().count(), 10_002);
+    });
+}
+
+/// Prints how long each part takes: the agent does nothing else meanwhile.
+#[test]
+fn a_full_table_of_udp_flows_is_swept() {
+    let lab = Lab::new("sweep");
+    lab.on_node(|| {
+        drop(lab.load());
+        let fd = sys::obj_get(&lab.pins().map("flows_v4"), Access::ReadWrite).unwrap();
+        let map = Map::from_map_data(MapData::from_fd(fd).unwrap()).unwrap();
+        let mut flows: HashMap<_, FlowKey<[u8; 4]>, Flow<[u8; 4]>> = map.try_into().unwrap();
+        let (service, pod) = ([198, 51, 100, 1], [10, 0, 0, 1]);
+        let FlowEntry::V4(key, value) = flow(service, pod, sys::coarse_ns(), false) else {
+            unreachable!()
+        };
+        for number in 0..MAX_FLOWS as u32 {
+            let [_, a, b, c] = number.to_be_bytes();
+            // One in a thousand goes to a pod that does not serve.
+            let dst = if number % 1_000 == 0 { [10, 0, 0, 2] } else { pod };
+            let key = FlowKey { src: [203, a, b, c], protocol: 17, ..key };
+            flows.insert(key, Flow { src: key.src, dst, ..value }, 0).unwrap();
+        }
+        let mut desired = Desired::default();
+        // As many frontends as a large cluster has.
+        for number in 0..10_000_u32 {
+            let [_, _, a, b] = number.to_be_bytes();
+            let name = ServicePortName {
+                namespace: "default".to_owned(),
+                service: format!("service-{number}"),
+                port: "dns".to_owned(),
+            };
+            let serving = Endpoints::Serve([(pod, 2).into()].into());
+            let frontend = Frontend::new(FrontendKind::ClusterIp, name, serving.clone(), serving);
+            let addr = if number == 0 { service } else { [10, 96, a, b] };
+            let addr = FrontendAddr { addr: addr.into(), port: 2, protocol: Protocol::Udp };
+            desired.frontends.insert(addr, frontend);
+        }
+
+        let mut maps = PinnedMaps::open(&lab.pins(), Access::ReadWrite).unwrap();
+        let start = Instant::now();
+        let read = maps.udp_flows().unwrap();
+        let reading = start.elapsed();
+        // The kernel evicts ahead of need.
+        assert!(read.len() > MAX_FLOWS / 2, "{}", read.len());
+        let stale = Serving::of(&desired).stale(read.iter().copied());
+        let comparing = start.elapsed() - reading;
+        assert!(stale.len() > 100, "{}", stale.len());
+        for flow in &stale {
+            assert!(maps.end_flow(flow).unwrap(), "{flow:?}");
+        }
+        let removing = start.elapsed() - reading - comparing;
+        println!("{} read in {reading:?}, compared in {comparing:?}", read.len());
+        println!("{} ended in {removing:?}", stale.len());
+        assert_eq!(maps.udp_flows().unwrap().len(), read.len() - stale.len());
+        assert!(!maps.end_flow(&stale[0]).unwrap(), "it is gone already");
     });
 }
