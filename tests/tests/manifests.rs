@@ -127,6 +127,11 @@ fn named_ports_are_joined_by_name_and_may_differ_from_pod_to_pod() {
 }
 
 #[test]
+fn source_ranges_and_affinity_are_of_those_that_write_them() {
+    check_case("clients");
+}
+
+#[test]
 fn policies_decide_who_is_served_dropped_and_refused() {
     check_case("policies");
 }
