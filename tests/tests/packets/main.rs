@@ -10,6 +10,7 @@ mod fragments;
 mod frames;
 mod noise;
 mod rig;
+mod sctp;
 
 use std::net::SocketAddr;
 
