@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use lbxdp_common::{FrontendKind, IPPROTO_TCP, IPPROTO_UDP};
+use lbxdp_common::{FrontendKind, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP};
 
 /// Address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +42,8 @@ pub enum Protocol {
     Tcp,
     /// User Datagram Protocol.
     Udp,
+    /// Stream Control Transmission Protocol.
+    Sctp,
 }
 
 impl Protocol {
@@ -50,6 +52,7 @@ impl Protocol {
         match self {
             Self::Tcp => IPPROTO_TCP,
             Self::Udp => IPPROTO_UDP,
+            Self::Sctp => IPPROTO_SCTP,
         }
     }
 
@@ -58,6 +61,7 @@ impl Protocol {
         match number {
             IPPROTO_TCP => Some(Self::Tcp),
             IPPROTO_UDP => Some(Self::Udp),
+            IPPROTO_SCTP => Some(Self::Sctp),
             _ => None,
         }
     }
@@ -68,6 +72,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
     }
 }

@@ -15,7 +15,7 @@ numbered! {
         FlowRestored = 3 "flow_restored",
         /// A half was ended because its other half belongs to another flow by now.
         FlowBroken = 4 "flow_broken",
-        /// The source port of a flow to a local backend was changed, because its reply would have
+        /// A source port that would have been kept was changed, because the reply would have
         /// been another flow's.
         PortChanged = 5 "port_changed",
         /// Translated and handed up the stack.

@@ -60,6 +60,9 @@ pub fn decide<F: Family, P: Packet>(
 ) -> Verdict {
     let verdict = judge::<F, P>(packet, work, hook, address);
     if matches!(verdict, Verdict::Translate) {
+        if fragment::is_unchangeable::<F>(work) {
+            return Verdict::Drop(DropReason::SctpFragment);
+        }
         fragment::remember::<F>(work);
     }
     verdict

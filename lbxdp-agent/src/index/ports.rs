@@ -31,24 +31,13 @@ impl Port {
     }
 }
 
-/// A protocol as objects write it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Written {
-    /// One that is served.
-    Served(Protocol),
-    /// SCTP.
-    Sctp,
-    /// Anything else.
-    Unknown,
-}
-
-/// `protocol` of a Service port or of a slice port. Absent means TCP.
-pub(super) fn protocol(text: Option<&str>) -> Written {
+/// `protocol` of a Service port or of a slice port, if there is such a protocol. Absent means TCP.
+pub(super) fn protocol(text: Option<&str>) -> Option<Protocol> {
     match text {
-        None | Some("" | "TCP") => Written::Served(Protocol::Tcp),
-        Some("UDP") => Written::Served(Protocol::Udp),
-        Some("SCTP") => Written::Sctp,
-        Some(_) => Written::Unknown,
+        None | Some("" | "TCP") => Some(Protocol::Tcp),
+        Some("UDP") => Some(Protocol::Udp),
+        Some("SCTP") => Some(Protocol::Sctp),
+        Some(_) => None,
     }
 }
 
@@ -98,18 +87,11 @@ fn check_one(
     field: &str,
     report: &mut Reporter<'_>,
 ) -> Option<Port> {
-    let protocol = match protocol(port.protocol.as_deref()) {
-        Written::Served(protocol) => protocol,
-        Written::Sctp => {
-            report.warning(format!("{field}.protocol"), "SCTP is not served yet");
-            return None;
-        }
-        Written::Unknown => {
-            let value = quoted(port.protocol.as_deref().unwrap_or_default());
-            let message = format!("{value} is none of TCP, UDP, SCTP: this port is not served");
-            report.error(format!("{field}.protocol"), message);
-            return None;
-        }
+    let Some(protocol) = protocol(port.protocol.as_deref()) else {
+        let value = quoted(port.protocol.as_deref().unwrap_or_default());
+        let message = format!("{value} is none of TCP, UDP, SCTP: this port is not served");
+        report.error(format!("{field}.protocol"), message);
+        return None;
     };
     let Some(number_) = number(port.port) else {
         let message = format!("{} is not in 1..65535: this port is not served", port.port);

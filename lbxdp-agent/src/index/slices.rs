@@ -10,7 +10,7 @@ use k8s_openapi::api::discovery::v1::{
 };
 
 use super::address;
-use super::ports::{Port, Written, number, protocol};
+use super::ports::{Port, number, protocol};
 use super::service::{HEADLESS_LABEL, PROXY_NAME_LABEL};
 use super::topology::{Here, Hints};
 use crate::model::{Family, Protocol};
@@ -211,19 +211,18 @@ fn read_port<'a>(
     field: &str,
     report: &mut Reporter<'_>,
 ) -> Option<(&'a str, Protocol, u16)> {
-    let written = protocol(port.protocol.as_deref());
-    if written == Written::Unknown {
+    let Some(transport) = protocol(port.protocol.as_deref()) else {
         let value = quoted(port.protocol.as_deref().unwrap_or_default());
         let message = format!("{value} is none of TCP, UDP, SCTP: this port is not used");
         report.error(format!("{field}.protocol"), message);
         return None;
-    }
+    };
     // The API server fills in an empty name; a file may leave it away.
     let name = port.name.as_deref().unwrap_or_default();
     let mut declared = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     if !declared.any(|declared| {
         declared.name.as_deref().unwrap_or_default() == name
-            && protocol(declared.protocol.as_deref()) == written
+            && protocol(declared.protocol.as_deref()) == Some(transport)
     }) {
         let protocol = port.protocol.as_deref().unwrap_or("TCP");
         let message = format!(
@@ -239,9 +238,5 @@ fn read_port<'a>(
         report.error(format!("{field}.port"), message);
         return None;
     };
-    match written {
-        Written::Served(protocol) => Some((name, protocol, number)),
-        // The Service's port was reported.
-        Written::Sctp | Written::Unknown => None,
-    }
+    Some((name, transport, number))
 }

@@ -1,6 +1,6 @@
 //! tc egress: replies of backends on this node get their frontend's address.
 
-use lbxdp_common::{AddressFlags, Hook};
+use lbxdp_common::{AddressFlags, DropReason, Hook};
 
 use super::{Outcome, tc, up};
 use crate::{
@@ -49,6 +49,9 @@ fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
     }
     if !fragment::complete::<F>(work) || !flow::follow::<F>(work, Hook::Egress, ingress::now()) {
         return Outcome::Pass;
+    }
+    if fragment::is_unchangeable::<F>(work) {
+        return Outcome::Drop(DropReason::SctpFragment);
     }
     fragment::remember::<F>(work);
     if work.flow.dst == work.segment.key.dst {

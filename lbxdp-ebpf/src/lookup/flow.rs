@@ -7,7 +7,7 @@
 //! being read.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use lbxdp_common::{Counter, Flow, FlowKey, FlowState, Hook, IPPROTO_TCP};
+use lbxdp_common::{Counter, Flow, FlowKey, FlowState, Hook, IPPROTO_SCTP, IPPROTO_UDP};
 
 use crate::{
     family::Family,
@@ -60,8 +60,7 @@ pub fn follow<F: Family>(work: &mut Work<F::Addr>, hook: Hook, now: u64) -> bool
 
     // The client begins again, where the old connection is over or nothing new may begin: its packet
     // chooses anew. A live flow is kept, because anybody can send a SYN in a client's name.
-    let is_restart = key.protocol == IPPROTO_TCP
-        && segment.tcp_flags & (SYN | ACK) == SYN
+    let is_restart = segment.tcp_flags & (SYN | ACK) == SYN
         && (flow.state == FlowState::Closing as u8
             || !flow.has(Flow::<F::Addr>::REPLY) && !backend::takes_new_flows::<F>(flow));
     if flow.expired(now) || is_restart {
@@ -125,7 +124,7 @@ fn advance<A>(flow: &Flow<A>, protocol: u8, tcp_flags: u8) -> (u8, u8) {
     if flow.has(Flow::<A>::REPLY) {
         flags |= Flow::<A>::ANSWERED;
     }
-    if protocol != IPPROTO_TCP {
+    if protocol == IPPROTO_UDP {
         return (state, flags);
     }
     if tcp_flags & FIN != 0 {
@@ -193,7 +192,7 @@ pub fn create<F: Family>(
     flow.dst_port = backend.port;
     flow.frontend = frontend;
     flow.backend = *id;
-    flow.state = if key.protocol != IPPROTO_TCP {
+    flow.state = if key.protocol == IPPROTO_UDP {
         FlowState::Datagram
     } else if segment.tcp_flags & (SYN | ACK) == SYN {
         FlowState::Syn
@@ -233,9 +232,11 @@ fn enter_reply<F: Family>(
     *reply_key = flow.sibling_key(key);
     let (low, count) = globals::snat_ports();
     let start = lbxdp_common::flow_hash(key) >> 1;
+    // A kept source port is given up only when its reply is another flow's. SCTP's is kept
+    // wherever it can be: a change costs a checksum, and fragments.
+    let keeps_port = keeps_source || key.protocol == IPPROTO_SCTP;
     for attempt in 0..PORT_TRIES {
-        // A kept source port is given up only when its reply is another flow's.
-        if !keeps_source || attempt > 0 {
+        if !keeps_port || attempt > 0 {
             if attempt > count {
                 break;
             }
@@ -245,7 +246,7 @@ fn enter_reply<F: Family>(
             reply_key.dst_port = flow.src_port;
         }
         if claim::<F>(key, reply_key, reply, other_key, now)? {
-            if keeps_source && attempt > 0 {
+            if keeps_port && attempt > 0 {
                 count::event(Counter::PortChanged);
             }
             return Ok(());

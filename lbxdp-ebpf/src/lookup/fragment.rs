@@ -1,7 +1,7 @@
 //! Fragments: the first one has the ports, which the later ones have from here.
 
 use aya_ebpf::bindings::BPF_ANY;
-use lbxdp_common::{FragmentKey, FragmentPorts};
+use lbxdp_common::{FragmentKey, FragmentPorts, IPPROTO_SCTP};
 
 use crate::{
     family::Family,
@@ -37,6 +37,16 @@ pub fn remember<F: Family>(work: &mut Work<F::Addr>) {
     let ports = FragmentPorts { src_port: segment.key.src_port, dst_port: segment.key.dst_port };
     // Where the map takes nothing the later ones are counted as they come.
     let _without = F::fragment_map().insert(&*fragment, &ports, BPF_ANY.into());
+}
+
+/// Whether a packet is the first fragment of an SCTP packet whose ports would change: its checksum
+/// changes by how many bytes there are behind the ports, which only the last fragment tells.
+#[inline(always)]
+pub fn is_unchangeable<F: Family>(work: &Work<F::Addr>) -> bool {
+    let Work { segment, flow, .. } = work;
+    let key = &segment.key;
+    let keeps_ports = key.src_port == flow.src_port && key.dst_port == flow.dst_port;
+    key.protocol == IPPROTO_SCTP && segment.kind == Kind::First && !keeps_ports
 }
 
 #[inline(always)]

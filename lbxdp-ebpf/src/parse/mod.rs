@@ -41,7 +41,7 @@ pub enum Kind {
     Later,
 }
 
-/// A TCP segment or a UDP datagram, a fragment of one, or an error about one. Addresses and `l3` are filled in first; the family's parser
+/// A TCP segment, a UDP datagram or an SCTP packet, a fragment of one, or an error about one. Addresses and `l3` are filled in first; the family's parser
 /// fills in the rest, in place, because a program's stack has 512 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<A> {
@@ -60,7 +60,7 @@ pub struct Segment<A> {
     pub header_len: usize,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// TCP flags; zero for UDP and for errors.
+    /// TCP flags, or those that mean the same for SCTP; zero for UDP, errors and later fragments.
     pub tcp_flags: u8,
     /// What it is.
     pub kind: Kind,
@@ -117,7 +117,7 @@ impl<A> Segment<A> {
         usize::from(self.l3 & 0x1f)
     }
 
-    /// Offset of the TCP, UDP or ICMP header: behind IP and at most 256 bytes of extension
+    /// Offset of the transport or ICMP header: behind IP and at most 256 bytes of extension
     /// headers.
     #[inline(always)]
     pub fn l4(&self) -> usize {

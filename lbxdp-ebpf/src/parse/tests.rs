@@ -1,10 +1,10 @@
 //! The parser on the host: frames that no test run in the kernel accepts, and every truncation.
 
 use etherparse::{IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv4Options, PacketBuilder};
-use lbxdp_common::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
+use lbxdp_common::{FlowKey, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP};
 use proptest::prelude::*;
 
-use super::{ACK, Kind, SYN, Segment, Unparsed, ethernet};
+use super::{ACK, Kind, RST, SYN, Segment, Unparsed, ethernet};
 use crate::family::{Family, V4, V6};
 
 const CLIENT4: [u8; 4] = [192, 0, 2, 7];
@@ -106,6 +106,30 @@ fn tcp_and_udp_of_both_families_are_parsed() {
 
     let segment = parse6(&udp6()).expect("UDP over IPv6");
     assert_eq!((segment.key.src_port, segment.header_len), (40_000, 48));
+}
+
+#[test]
+fn the_first_chunk_of_sctp_is_read_as_tcp_flags() {
+    let mut frame = udp4()[..34].to_vec();
+    frame[23] = IPPROTO_SCTP;
+    frame.extend_from_slice(&[0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0]);
+    frame[16..18].copy_from_slice(&32_u16.to_be_bytes());
+    let segment = parse4(&frame).expect("a common header");
+    assert_eq!((segment.key.src_port, segment.key.dst_port), (40_000, 80));
+    assert_eq!((segment.header_len, segment.tcp_flags), (32, ACK));
+    for (chunk, flags) in [(0, ACK), (1, SYN), (2, ACK), (6, RST), (8, ACK), (10, ACK), (14, RST)] {
+        let mut frame = frame.clone();
+        frame.extend_from_slice(&[chunk, 0, 0, 4]);
+        // Padding is no chunk.
+        assert_eq!(parse4(&frame).expect("padded").tcp_flags, ACK);
+        frame[16..18].copy_from_slice(&36_u16.to_be_bytes());
+        assert_eq!(parse4(&frame).expect("a chunk").tcp_flags, flags, "chunk {chunk}");
+    }
+    for cut in 34..46 {
+        assert_eq!(parse4(&frame[..cut]).err(), Some(Unparsed::Malformed), "cut at {cut}");
+    }
+    frame[16..18].copy_from_slice(&31_u16.to_be_bytes());
+    assert_eq!(parse4(&frame).err(), Some(Unparsed::Malformed));
 }
 
 #[test]
@@ -308,7 +332,7 @@ fn too_many_or_too_long_extension_headers_are_malformed() {
 
 #[test]
 fn other_protocols_are_not_ours() {
-    for protocol in [IpNumber::ICMP.0, IpNumber::SCTP.0, IpNumber::GRE.0] {
+    for protocol in [IpNumber::ICMP.0, IpNumber::GRE.0] {
         let mut frame = udp4();
         frame[23] = protocol;
         assert_eq!(parse4(&frame).err(), Some(Unparsed::NotOurs));

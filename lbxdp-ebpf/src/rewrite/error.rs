@@ -1,7 +1,7 @@
 //! ICMP and ICMPv6 errors about translated packets (RFC 5508, section 4). One for both back ends:
 //! the checksums of these messages are complete wherever they are made.
 
-use lbxdp_common::{Flow, IPPROTO_UDP};
+use lbxdp_common::{Flow, IPPROTO_SCTP, IPPROTO_UDP};
 
 use super::{Rewriter, addresses, checksum_offset, csum::Difference, port};
 use crate::{
@@ -88,9 +88,13 @@ fn update<P: Rewriter>(packet: &P, offset: usize, change: Difference) -> Option<
     Some(difference)
 }
 
-/// Where the quoted packet's transport checksum is, if it is quoted and there is one.
+/// Where the quoted packet's transport checksum is, if it is quoted and there is one. SCTP's stays as
+/// it is: nobody can check it by the head of a packet, and none of it depends on addresses.
 #[inline(always)]
 fn transport_checksum<A, P: Rewriter>(packet: &P, segment: &Segment<A>) -> Option<usize> {
+    if segment.key.protocol == IPPROTO_SCTP {
+        return None;
+    }
     let offset = segment.quoted_l4() + checksum_offset(segment.key.protocol);
     let is_quoted = segment.len == 0 || offset + 2 <= segment.l3() + segment.len;
     let sum: [u8; 2] = read(packet, offset).filter(|_| is_quoted)?;

@@ -2,8 +2,10 @@
 //! at XDP they are in the packet and are updated in place; an skb may carry one that is not
 //! computed yet, or one of the whole packet, and only helpers know which.
 
+mod crc32c;
 pub mod csum;
 mod error;
+mod sctp;
 pub mod skb;
 pub mod xdp;
 
@@ -23,6 +25,9 @@ const UDP_CHECKSUM: usize = 6;
 
 /// Something a packet can be changed through.
 pub trait Rewriter: Packet {
+    /// Whether a checksum may be left for the device to compute.
+    const MAY_BE_UNFINISHED: bool;
+
     /// Stores bytes whose checksum in the packet, if they have one, is complete.
     fn put<T: Wire>(&self, offset: usize, value: &T) -> bool;
 
@@ -45,7 +50,7 @@ pub trait Rewriter: Packet {
     fn hop<F: Family>(&self, segment: &Segment<F::Addr>) -> bool;
 }
 
-/// Offset of the checksum in the transport header.
+/// Offset of the checksum in the header of TCP or UDP.
 #[inline(always)]
 fn checksum_offset(protocol: u8) -> usize {
     if protocol == IPPROTO_TCP { TCP_CHECKSUM } else { UDP_CHECKSUM }

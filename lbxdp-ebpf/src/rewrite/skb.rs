@@ -7,9 +7,9 @@
 //! have to be accounted for, too (a flag that says "IPv6" is new in 6.16).
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
-use lbxdp_common::{Flow, IPPROTO_UDP};
+use lbxdp_common::{Flow, IPPROTO_SCTP, IPPROTO_UDP};
 
-use super::{Rewriter, addresses, checksum_offset, csum::Difference, port, with_ttl};
+use super::{Rewriter, addresses, checksum_offset, csum::Difference, port, sctp, with_ttl};
 use crate::{
     family::Family,
     packet::{Wire, skb::SkbPacket},
@@ -17,6 +17,8 @@ use crate::{
 };
 
 impl Rewriter for SkbPacket {
+    const MAY_BE_UNFINISHED: bool = true;
+
     #[inline(always)]
     fn put<T: Wire>(&self, offset: usize, value: &T) -> bool {
         self.store_accounted(offset, value)
@@ -61,6 +63,9 @@ impl Rewriter for SkbPacket {
 /// addresses, as well.
 #[inline(always)]
 fn transport<A>(packet: &SkbPacket, segment: &Segment<A>, flow: &Flow<A>, moved: u32) -> bool {
+    if segment.key.protocol == IPPROTO_SCTP {
+        return sctp::transport(packet, segment, flow);
+    }
     let mut ports = Difference::default();
     ports.replace(
         port(segment.key.src_port) + port(segment.key.dst_port),

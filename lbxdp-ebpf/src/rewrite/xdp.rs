@@ -1,8 +1,8 @@
 //! Rewriting a frame in place.
 
-use lbxdp_common::{Flow, IPPROTO_UDP};
+use lbxdp_common::{Flow, IPPROTO_SCTP, IPPROTO_UDP};
 
-use super::{Rewriter, addresses, checksum_offset, csum::Difference, port, with_ttl};
+use super::{Rewriter, addresses, checksum_offset, csum::Difference, port, sctp, with_ttl};
 use crate::{
     family::Family,
     packet::{Pair, Wire, read, write, xdp::XdpPacket},
@@ -10,6 +10,8 @@ use crate::{
 };
 
 impl Rewriter for XdpPacket {
+    const MAY_BE_UNFINISHED: bool = false;
+
     #[inline(always)]
     fn put<T: Wire>(&self, offset: usize, value: &T) -> bool {
         write(self, offset, *value)
@@ -63,6 +65,9 @@ fn transport<A>(
     flow: &Flow<A>,
     mut difference: Difference,
 ) -> bool {
+    if segment.key.protocol == IPPROTO_SCTP {
+        return sctp::transport(packet, segment, flow);
+    }
     let offset = segment.l4() + checksum_offset(segment.key.protocol);
     let Some(old) = read::<[u8; 2], _>(packet, offset) else { return false };
     let [a, b] = flow.src_port.to_be_bytes();

@@ -48,10 +48,10 @@ fn what_is_nobodys_passes_untouched_at_every_hook() {
     for (to, xdp, ingress) in
         [(nets()[0].vip, XDP_DROP, TCX_DROP), (nets()[0].node, XDP_PASS, TCX_NEXT)]
     {
-        let mut sctp = Packet::new(IPPROTO_UDP, nets()[0].client, to).bytes();
-        sctp[23] = 132;
-        assert_eq!(rig.xdp(&sctp), Fate { verdict: xdp, bytes: sctp.clone() });
-        assert_eq!(rig.ingress(&sctp), Fate { verdict: ingress, bytes: sctp.clone() });
+        let mut gre = Packet::new(IPPROTO_UDP, nets()[0].client, to).bytes();
+        gre[23] = 47;
+        assert_eq!(rig.xdp(&gre), Fate { verdict: xdp, bytes: gre.clone() });
+        assert_eq!(rig.ingress(&gre), Fate { verdict: ingress, bytes: gre.clone() });
     }
     rig.expect_moved(&[("unknown_protocol", 2)]);
 }

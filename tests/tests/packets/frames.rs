@@ -6,7 +6,7 @@ use etherparse::{
     EtherType, Ethernet2Header, IpHeaders, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header,
     PacketBuilder, SingleVlanHeader, TcpHeader, UdpHeader, VlanId,
 };
-use lbxdp_common::{IPPROTO_TCP, IPPROTO_UDP};
+use lbxdp_common::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP};
 
 use crate::rig::{CLIENT, N0};
 
@@ -107,9 +107,18 @@ impl Packet {
                 };
                 header.expect("short").write(&mut transport).expect("memory");
             }
+            IPPROTO_SCTP => {
+                transport.extend_from_slice(&src.port().to_be_bytes());
+                transport.extend_from_slice(&dst.port().to_be_bytes());
+                transport.extend_from_slice(&[0, 0, 0, 7, 0, 0, 0, 0]);
+            }
             other => panic!("protocol {other}"),
         }
         transport.extend_from_slice(payload);
+        if *protocol == IPPROTO_SCTP {
+            let sum = crc32c::crc32c(&transport).to_le_bytes();
+            transport[8..12].copy_from_slice(&sum);
+        }
 
         let mut frame = Vec::new();
         let ether_type = if src.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };

@@ -13,6 +13,7 @@ mod noise;
 mod pods;
 mod restarts;
 mod rig;
+mod sctp;
 
 use std::net::SocketAddr;
 

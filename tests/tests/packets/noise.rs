@@ -1,9 +1,12 @@
 //! Frames that nobody would send: valid ones with bytes changed, cut and padded at random. Whatever
 //! they are, a packet about which nothing was counted comes out as it went in.
 
+use lbxdp_common::IPPROTO_SCTP;
+
 use crate::{
     every,
-    frames::Packet,
+    frames::{Packet, icmp_error},
+    nets,
     rig::{
         Fate, Moved, Rig, TCX_DROP, TCX_NEXT, TCX_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT,
         XDP_TX,
@@ -57,7 +60,8 @@ fn spoiled_frames_are_counted_or_come_out_as_they_went_in() {
     let rounds = if lbxdp_tests::long() { 1_000_000 } else { 20_000 };
     let mut rig = Rig::new();
     let mut frames = Vec::new();
-    for (net, protocol) in every() {
+    let sctp = nets().map(|net| (net, IPPROTO_SCTP));
+    for (net, protocol) in every().into_iter().chain(sctp) {
         let near = rig.remote(net.near, net.node.ip());
         let pod = rig.local(net.pod);
         rig.frontend(net.vip, protocol, &[near]);
@@ -68,6 +72,10 @@ fn spoiled_frames_are_counted_or_come_out_as_they_went_in() {
             frames.push(Packet { options: true, ..plain.clone() }.bytes());
             frames.push(Packet { vlan: vec![100], ..plain.clone() }.bytes());
             frames.push(plain.between(net.pod, net.client).bytes());
+            // An error about an answer, and two fragments.
+            frames.push(icmp_error(&plain, (3, 4, [0, 0, 5, 0]), (2, 0, [0, 0, 5, 0])));
+            let long = Packet { payload: vec![7; 150], ..plain };
+            frames.extend(long.fragments(1, 96).into_iter().take(2));
         }
     }
     rig.moved();

@@ -187,14 +187,17 @@ fn one_number_may_be_served_for_both_protocols() {
 }
 
 #[test]
-fn sctp_is_reported_and_the_other_ports_are_served() {
+fn sctp_is_served_beside_the_others() {
     let ports = json!([{"name": "a", "port": 80}, {"name": "s", "port": 80, "protocol": "SCTP"}]);
     let slice_ports = json!([{"name": "s", "port": 1, "protocol": "SCTP"}]);
-    let objects =
-        [web(json!({"ports": ports})), slice("web-1", "web", json!({"ports": slice_ports}))];
-    assert_eq!(frontends(&objects).len(), 1);
-    let expected = "warning: Service default/web: spec.ports[1].protocol: SCTP is not served yet";
-    assert_eq!(problems(&objects), [expected]);
+    let endpoints = on_nodes(&[("10.0.0.1", true)]);
+    let more = json!({"ports": slice_ports, "endpoints": endpoints});
+    let objects = [web(json!({"ports": ports})), slice("web-1", "web", more)];
+    let frontends = frontends(&objects);
+    assert_eq!(frontends.len(), 2);
+    assert!(frontends[1].starts_with("10.96.0.1:80/SCTP ClusterIP default/web:s"));
+    assert!(frontends[1].contains("10.0.0.1:1"), "{frontends:?}");
+    assert_eq!(problems(&objects), [""; 0]);
 }
 
 #[test]
