@@ -196,7 +196,7 @@ impl Packet {
             let has_more = offset + piece.len() < data.len();
             let mut frame = headers.to_vec();
             if self.src.is_ipv4() {
-                let field = offset / 8 | usize::from(has_more) << 13;
+                let field = (offset / 8) | (usize::from(has_more) << 13);
                 let total = short(frame.len() - l3 + piece.len());
                 frame[l3 + 2..l3 + 4].copy_from_slice(&total);
                 frame[l3 + 4..l3 + 6].copy_from_slice(&id.to_be_bytes());
