@@ -72,10 +72,10 @@ mod tests {
     use super::*;
     use crate::model::{Endpoints, Frontend, HealthCheck, ServicePortName};
 
-    /// Name, port, endpoints of each family.
-    type Check<'a> = (&'a str, u16, &'a [(Family, usize)]);
+    /// Name, port, and ready endpoints here in each family.
+    type Described<'a> = (&'a str, u16, &'a [(Family, usize)]);
 
-    fn desired(checks: &[Check<'_>], addresses: &[&str]) -> Desired {
+    fn desired(checks: &[Described<'_>], addresses: &[&str]) -> Desired {
         let mut desired = Desired::default();
         for (name, port, local) in checks {
             let local_endpoints = local.iter().copied().collect();
