@@ -9,6 +9,7 @@ use crate::{
     lookup::{address, device, flow, fragment},
     packet::{Packet as _, read, skb::SkbPacket},
     parse::ethernet,
+    work::Work,
 };
 
 /// Whether the packet is an ICMP or ICMPv6 message, extension headers aside.
@@ -44,20 +45,28 @@ fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
     // A backend of this node sends by its own device or by none. What came in by a device that
     // faces outwards and is only forwarded has somebody else's word for its source.
     let is_from_outside = device::get(packet.ingress_ifindex()).is_some();
-    if is_from_outside || F::parse(packet, &mut work.segment).is_err() {
-        return Outcome::Pass;
-    }
-    if !fragment::complete::<F>(work) || !flow::follow::<F>(work, Hook::Egress, ingress::now()) {
+    if is_from_outside || !has_flow::<F>(packet, work, Hook::Egress) {
         return Outcome::Pass;
     }
     if fragment::is_unchangeable::<F>(work) {
         return Outcome::Drop(DropReason::SctpFragment);
     }
-    fragment::remember::<F>(work);
     if work.flow.dst == work.segment.key.dst {
         up::<F, _>(packet, &work.segment, &work.flow)
     } else {
         // The reply of a backend that called itself: what it left for is not where it goes.
         tc::forward::<F>(packet, work)
     }
+}
+
+/// Parses a packet that leaves and finds its flow, if it has one that is valid at `hook`.
+#[inline(always)]
+pub fn has_flow<F: Family>(packet: &SkbPacket, work: &mut Work<F::Addr>, hook: Hook) -> bool {
+    let is_found = F::parse(packet, &mut work.segment).is_ok()
+        && fragment::complete::<F>(work)
+        && flow::follow::<F>(work, hook, ingress::now());
+    if is_found {
+        fragment::remember::<F>(work);
+    }
+    is_found
 }

@@ -4,11 +4,11 @@
 
 use lbxdp_common::{DropReason, Hook};
 
-use super::{Outcome, rewrite, tc, up};
+use super::{Outcome, egress, rewrite, tc, up};
 use crate::{
     family::{Family as _, V4, V6},
     icmp, ingress,
-    lookup::flow,
+    lookup::fragment,
     packet::{Packet as _, skb::SkbPacket},
     parse::ethernet,
     work::Work,
@@ -79,11 +79,11 @@ fn turn_round<F: icmp::Protocol>(packet: &SkbPacket, work: &Work<F::Addr>) -> Ou
 #[inline(always)]
 fn reply<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
     let Some(work) = super::begin::<F, _>(packet, l3) else { return Outcome::Pass };
-    if F::parse(packet, &mut work.segment).is_ok()
-        && flow::follow::<F>(work, Hook::PodEgress, ingress::now())
-    {
-        up::<F, _>(packet, &work.segment, &work.flow)
-    } else {
-        Outcome::Pass
+    if !egress::has_flow::<F>(packet, work, Hook::PodEgress) {
+        return Outcome::Pass;
     }
+    if fragment::is_unchangeable::<F>(work) {
+        return Outcome::Drop(DropReason::SctpFragment);
+    }
+    up::<F, _>(packet, &work.segment, &work.flow)
 }
