@@ -108,9 +108,9 @@ fn connect<S: Form>(call: &Call, addr: <S::Family as Family>::Addr) -> Outcome {
     if !is_served(protocol) {
         return Outcome::Proceed;
     }
-    let asked = FrontendKey::new(addr, call.port(), protocol);
+    let Asked(asked) = &Asked(FrontendKey::new(addr, call.port(), protocol));
     let decision = match service::<S::Family>(&asked.addr) {
-        Destination::Service(flags) => decide::<S>(call, &asked, flags),
+        Destination::Service(flags) => decide::<S>(call, asked, flags),
         Destination::Unassigned => Decision::Fail(UNREACHABLE),
         Destination::Other => Decision::Leave,
     };
@@ -146,7 +146,7 @@ fn send<S: Form>(call: &Call, addr: <S::Family as Family>::Addr) -> Outcome {
     if protocol != IPPROTO_UDP {
         return Outcome::Proceed;
     }
-    let asked = FrontendKey::new(addr, call.port(), protocol);
+    let Asked(asked) = &Asked(FrontendKey::new(addr, call.port(), protocol));
     let flags = match service::<S::Family>(&asked.addr) {
         Destination::Service(flags) => flags,
         Destination::Unassigned => return refused(UNREACHABLE),
@@ -165,7 +165,7 @@ fn send<S: Form>(call: &Call, addr: <S::Family as Family>::Addr) -> Outcome {
                 Some(Permission::Denied) | None => return refused(UNREACHABLE),
             }
         }
-        None => match decide::<S>(call, &asked, flags) {
+        None => match decide::<S>(call, asked, flags) {
             Decision::To(frontend, Choice { backend, .. }) => {
                 (backend.addr, backend.port, frontend)
             }
@@ -176,7 +176,7 @@ fn send<S: Form>(call: &Call, addr: <S::Family as Family>::Addr) -> Outcome {
     // Neither entry is there for long without the other, but two frontends may have led this
     // socket to one backend: what it sent to last is what it waits for.
     let back = to_frontend(cookie, backend_addr, backend_port, protocol);
-    if !is_shown_as::<S::Family>(&back, &asked) {
+    if !is_shown_as::<S::Family>(&back, asked) {
         let peer = SocketPeer { addr: asked.addr, port: asked.port, flags: 0, frontend };
         if !socket::put::<S::Family>(&back, &peer) {
             return refused(NO_MEMORY);
@@ -287,6 +287,11 @@ fn may_translate<S: Form>(call: &Call, descriptor: &Descriptor) -> Permission {
     };
     if is_admitted { Permission::Granted } else { Permission::Denied }
 }
+
+/// What a call asks for. Aligned, because the compiler reads an address in words of 8 bytes where it
+/// can, and the verifier wants those of the stack aligned.
+#[repr(C, align(8))]
+struct Asked<A>(FrontendKey<A>);
 
 /// What an address is to a client.
 enum Destination {
