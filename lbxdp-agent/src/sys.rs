@@ -371,7 +371,7 @@ pub fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
 /// Cookie of the calling thread's network namespace, which `bpf_get_netns_cookie` says too
 /// (`SO_NETNS_COOKIE`, 5.14).
 pub fn netns_cookie() -> io::Result<u64> {
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
     let mut cookie = 0_u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
     // SAFETY: `cookie` is live and writable for the length that is passed.

@@ -20,6 +20,6 @@ pub const MAX_MEMBERS: usize = 262_144;
 /// Source ranges of one family.
 pub const MAX_RANGES: usize = 65_536;
 /// Entries for translated sockets of one family; most sockets have two.
-pub const MAX_SOCKETS: usize = 131_072;
+pub const MAX_SOCKETS: usize = 65_536;
 /// Fragmented datagrams of one family that are under way.
 pub const MAX_FRAGMENTS: usize = 8_192;

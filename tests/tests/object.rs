@@ -133,6 +133,8 @@ fn the_object_has_the_programs_that_are_attached() {
         "lbxdp_ingress",
         "lbxdp_peername4",
         "lbxdp_peername6",
+        "lbxdp_pod_egress",
+        "lbxdp_pod_ingress",
         "lbxdp_recvmsg4",
         "lbxdp_recvmsg6",
         "lbxdp_release",

@@ -116,7 +116,6 @@ fn service() -> Service {
 
 /// The socket path: the resolver runs in a pod.
 #[test]
-#[ignore = "needs root"]
 fn ten_thousand_names_are_resolved_in_a_pod_while_the_dns_servers_roll() {
     for nameserver in ["10.96.0.53", "fd00:10:96::53"] {
         let cluster = Cluster::new(&Spec::default());
@@ -131,7 +130,6 @@ fn ten_thousand_names_are_resolved_in_a_pod_while_the_dns_servers_roll() {
 
 /// The packet path: the resolver is a client outside.
 #[test]
-#[ignore = "needs root"]
 fn ten_thousand_names_are_resolved_from_outside_while_the_dns_servers_roll() {
     let cluster = Cluster::new(&Spec::default());
     let manifests = Manifests::of(&cluster);

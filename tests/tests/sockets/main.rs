@@ -5,6 +5,7 @@
 #![expect(clippy::tests_outside_test_module, reason = "an integration test is all test")]
 
 mod agents;
+mod clients;
 mod refused;
 mod served;
 mod stale;
