@@ -59,8 +59,10 @@ fn restrict(rig: &mut Rig, net: &Net, frontend: u32) {
 fn is_dropped(rig: &mut Rig, packet: &Packet, reason: &'static str) {
     let bytes = packet.bytes();
     assert_eq!(rig.xdp(&bytes), Fate { verdict: XDP_DROP, bytes: bytes.clone() });
-    assert_eq!(rig.ingress(&bytes), Fate { verdict: TCX_DROP, bytes });
-    rig.expect_moved(&[(reason, 2)]);
+    let dropped = Fate { verdict: TCX_DROP, bytes: bytes.clone() };
+    assert_eq!(rig.ingress(&bytes), dropped);
+    assert_eq!(rig.pod_ingress(&bytes), dropped);
+    rig.expect_moved(&[(reason, 3)]);
 }
 
 /// As long as the address, and one bit shorter.

@@ -69,3 +69,20 @@ fn an_unknown_port_is_refused_or_unreachable_as_for_packets() {
         assert_fails(&mut puppet, family, WEB, (9999, 9999), Errno::ECONNREFUSED);
     }
 }
+
+#[test]
+fn an_address_of_a_service_range_that_no_service_has_is_unreachable() {
+    let world = World::start_with(&["--service-cidr=10.96.0.0/16,fd00:10:96::/112"]);
+    let mut puppet = world.in_pod();
+    for family in Family::ALL {
+        puppet.open(1, Kind::Tcp, family.has_v6_socket());
+        let nobodys = family.cluster_ip(99, ECHO);
+        assert_eq!(puppet.connect(1, nobodys), Err(Errno::EHOSTUNREACH), "{nobodys}");
+        puppet.open(2, Kind::Udp, family.has_v6_socket());
+        puppet.bind(2, any(family.has_v6_socket(), 0));
+        assert_eq!(puppet.send_to(2, nobodys, "hello"), Err(Errno::EHOSTUNREACH), "{nobodys}");
+        puppet.open(3, Kind::Tcp, family.has_v6_socket());
+        assert_eq!(puppet.connect(3, family.cluster_ip(WEB, ECHO)), Ok(()), "a Service's");
+    }
+    assert_eq!(world.counter("socket_refused"), 6);
+}

@@ -126,6 +126,12 @@ impl World {
     /// Two pods on the first node and one on the second; every one serves `web`.
     #[track_caller]
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with further arguments for the agent.
+    #[track_caller]
+    pub fn start_with(extra: &[&str]) -> Self {
         let cluster = Cluster::new(&Spec { pods: vec![2, 1], ..Spec::default() });
         let mut servers = cluster.serve_in_pods("tcp-echo", ECHO);
         servers.extend(cluster.serve_in_pods("udp", DNS_TARGET));
@@ -137,6 +143,7 @@ impl World {
         manifests.write("web.yaml", &web.with(&Endpoint::pods(&cluster)));
         let options = AgentOptions {
             cgroup: ServedCgroup::At(cgroup.path().to_owned()),
+            extra: extra.iter().map(|argument| (*argument).to_owned()).collect(),
             ..AgentOptions::default()
         };
         let agent = Agent::start(cluster.node(0), &manifests.path(), options);
