@@ -17,7 +17,7 @@ const HTTP: u16 = 8080;
 const BULK: u16 = 5201;
 const CLUSTER_IP: &str = "10.96.0.80";
 /// Of one sample.
-const SECONDS: &str = "1";
+const SECONDS: &str = "2";
 
 /// Connections per second (wrk, each request a connection of its own, nginx with one process) and
 /// bulk TCP (iperf3). A client outside the agent's cgroup is the reference: no hook sees it.
