@@ -135,7 +135,8 @@ fn clients_follow(first: &str, second: &str) {
         println!("{what}");
         publish(&world, &one);
         let clients = Clients::open(&world, &targets, port);
-        clients.reach(first, EDIT_WITHIN);
+        // One that began before the agent had seen the change has to recover from that.
+        clients.reach(first, RECOVERS_WITHIN);
         expected_flows += 2 * clients.0.len() as u64;
         if steps.is_empty() {
             world.manifests.remove(FILE);
@@ -188,7 +189,7 @@ fn clients_stay_with_a_pod_that_ends_and_serves() {
         let (one, two) = (endpoints(&world, first), endpoints(&world, second));
         publish(&world, &one);
         let clients = Clients::open(&world, &targets, port);
-        clients.reach(first, EDIT_WITHIN);
+        clients.reach(first, RECOVERS_WITHIN);
         let ending = one.iter().cloned().map(Endpoint::terminating).chain(two.clone());
         publish(&world, &ending.collect::<Vec<_>>());
         for target in &targets {
@@ -210,7 +211,7 @@ fn what_changed_while_no_agent_ran_is_made_up_for_at_the_start() {
     for (port, first, second) in [(40_053, "pod-a-1", "pod-b-1"), (40_054, "pod-b-1", "pod-a-1")] {
         publish(&world, &endpoints(&world, first));
         let clients = Clients::open(&world, &targets, port);
-        clients.reach(first, EDIT_WITHIN);
+        clients.reach(first, RECOVERS_WITHIN);
         world.agent.kill9();
         publish(&world, &endpoints(&world, second));
         clients.stay_with(first, LONG / 4);
