@@ -3,8 +3,8 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -15,11 +15,16 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 
 use crate::metrics;
+use crate::source::kube;
 
 /// What the agent says of itself.
 #[derive(Debug)]
 pub struct Health {
     pin_path: PathBuf,
+    /// The connection to the API, if there is to be one. Readiness does not depend on it.
+    kube: Option<Arc<kube::Status>>,
+    /// What the first input waits for.
+    waiting: Mutex<Option<String>>,
     programmed: AtomicBool,
     attached: AtomicBool,
     warnings: AtomicUsize,
@@ -28,14 +33,26 @@ pub struct Health {
 
 impl Health {
     /// An agent that has done nothing yet.
-    pub fn new(pin_path: &Path) -> Self {
+    pub fn new(pin_path: &Path, kube: Option<Arc<kube::Status>>) -> Self {
         Self {
             pin_path: pin_path.to_owned(),
+            kube,
+            waiting: Mutex::new(None),
             programmed: AtomicBool::new(false),
             attached: AtomicBool::new(false),
             warnings: AtomicUsize::new(0),
             errors: AtomicUsize::new(0),
         }
+    }
+
+    /// What the first input waits for; `None` when it has come.
+    pub fn waiting(&self, reason: Option<String>) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// The connection to the API, if there is to be one.
+    pub fn kube(&self) -> Option<&kube::Status> {
+        self.kube.as_deref()
     }
 
     /// Whether the maps are what they should be.
@@ -65,11 +82,14 @@ impl Health {
     }
 
     /// What readiness waits for, if anything.
-    fn missing(&self) -> Option<&'static str> {
-        if !self.programmed.load(Ordering::Relaxed) {
-            Some("the maps are not what they should be\n")
+    fn missing(&self) -> Option<String> {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(reason) = waiting {
+            Some(format!("{reason}\n"))
+        } else if !self.programmed.load(Ordering::Relaxed) {
+            Some("the maps are not what they should be\n".to_owned())
         } else if !self.attached.load(Ordering::Relaxed) {
-            Some("no device is served\n")
+            Some("no device is served\n".to_owned())
         } else {
             None
         }
@@ -95,7 +115,7 @@ pub async fn spawn(addr: SocketAddr, health: Arc<Health>) -> anyhow::Result<()> 
 
 async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {
     match health.missing() {
-        None => (StatusCode::OK, "ok\n"),
+        None => (StatusCode::OK, "ok\n".to_owned()),
         Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, missing),
     }
 }

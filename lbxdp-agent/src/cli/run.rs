@@ -1,7 +1,6 @@
 //! `lbxdp-agent run`: the flags, checked and handed on.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -10,15 +9,15 @@ use ipnet::IpNet;
 use crate::agent::{self, Options};
 use crate::attach::{Config, TcMode};
 use crate::cli::PinArgs;
+use crate::cli::source::SourceArgs;
 use crate::index::{self, NodePortAddresses};
 use crate::object;
 use crate::snat_ports::{self, HostPorts, Ports};
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Directory of Service, EndpointSlice and Node manifests, watched.
-    #[arg(long, env = "LBXDP_MANIFESTS", value_name = "DIR")]
-    manifests: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Name of this node, as EndpointSlices and the Node object have it.
     #[arg(long, env = "LBXDP_NODE_NAME", value_name = "NAME")]
     node_name: String,
@@ -78,7 +77,7 @@ const INFO: u8 = 3;
 /// Runs the agent until SIGINT or SIGTERM.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let RunArgs {
-        manifests,
+        source,
         node_name,
         devices,
         allow_external_ips,
@@ -92,7 +91,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     } = args;
     snat_ports::check(&snat_ports, &HostPorts::read()?)?;
     let options = Options {
-        manifests,
+        source: source.options(),
         node_name,
         index: index::Config { allow_external_ips, node_port_addresses },
         devices,
