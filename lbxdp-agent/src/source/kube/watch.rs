@@ -14,7 +14,7 @@ use kube::core::watch::BookmarkMeta;
 use kube::{Api, Error, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::backoff::{Backoff, Failure};
 use super::status::Status;
@@ -24,6 +24,9 @@ use crate::source::{Kind, Object, ObjectId};
 const LIST_ENDS: &str = "k8s.io/initial-events-end";
 /// The server ends a watch after so many seconds; it is continued at once.
 const WATCH_SECONDS: u32 = 285;
+/// The server sends a bookmark every minute, with some jitter: a watch that is silent for longer
+/// goes nowhere. (A connection that is dead is found out sooner, unless a proxy keeps it alive.)
+const SILENCE: Duration = Duration::from_secs(150);
 /// Objects on a page of a list, where lists do not stream.
 const PAGE: u32 = 500;
 /// A watch that lasted this long worked.
@@ -258,7 +261,11 @@ impl<K: Watched> Follower<K> {
         S: Stream<Item = Result<WatchEvent<K>, Error>> + Unpin,
     {
         loop {
-            match stream.next().await {
+            let Ok(event) = timeout(SILENCE, stream.next()).await else {
+                tracing::info!(kind = %K::KIND, "the watch is silent: starting it again");
+                return Err(End::Closed);
+            };
+            match event {
                 Some(Ok(event)) => return Ok(event),
                 // One object that is not what its kind should be must not stop the others.
                 Some(Err(Error::SerdeError(error))) => {
