@@ -91,7 +91,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     } = args;
     snat_ports::check(&snat_ports, &HostPorts::read()?)?;
     let options = Options {
-        source: source.options(),
+        source: source.options()?,
         node_name,
         index: index::Config { allow_external_ips, node_port_addresses },
         devices,

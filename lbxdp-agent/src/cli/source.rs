@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::ensure;
 use clap::{ArgGroup, Args};
 
 use crate::source::Options;
@@ -15,13 +16,7 @@ const DEFAULT_STATE_DIR: &str = "/var/lib/lbxdp";
 #[command(group = ArgGroup::new("cluster").args(["kubeconfig", "api_servers"]).multiple(true))]
 pub struct SourceArgs {
     /// Directory of Service, EndpointSlice and Node manifests, watched, instead of a cluster.
-    #[arg(
-        long,
-        env = "LBXDP_MANIFESTS",
-        value_name = "DIR",
-        conflicts_with = "cluster",
-        required_unless_present = "cluster"
-    )]
+    #[arg(long, env = "LBXDP_MANIFESTS", value_name = "DIR", conflicts_with = "cluster")]
     manifests: Option<PathBuf>,
     /// Watch the cluster of this file. Without it, and with --api-server, that of the pod which
     /// the agent runs in.
@@ -58,11 +53,17 @@ pub struct StateArgs {
 }
 
 impl SourceArgs {
-    /// The one of the two that was asked for.
-    pub fn options(self) -> Options {
+    /// The one of the two that was asked for; an error if neither was.
+    pub fn options(self) -> anyhow::Result<Options> {
         let Self { manifests, kubeconfig, servers, service_account, bulk_removal_hold, state } =
             self;
-        match manifests {
+        ensure!(
+            manifests.is_some() || kubeconfig.is_some() || !servers.is_empty(),
+            "nothing says where Services are: give --manifests DIR, --kubeconfig FILE or, in a pod, \
+             --api-server URL (the address that pods are told is a ClusterIP, which nobody serves \
+             before this agent does)"
+        );
+        Ok(match manifests {
             Some(dir) => Options::Manifests(dir),
             None => Options::Kube(kube::Options {
                 access: AccessOptions {
@@ -73,6 +74,6 @@ impl SourceArgs {
                 state_dir: state.state_dir,
                 bulk_removal_hold: Duration::from_secs(bulk_removal_hold),
             }),
-        }
+        })
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::world::{CHANGE_WITHIN, World, is_connected, service, source, wait_backends};
-use lbxdp_tests::manifests::Endpoint;
+use lbxdp_tests::manifests::{Endpoint, Port, Service};
 use lbxdp_tests::process::wait_until;
 
 #[test]
@@ -84,7 +84,9 @@ fn the_nodes_zone_and_addresses_are_followed() {
     wait_backends(&agent, 1, Some(1), CHANGE_WITHIN);
 
     // A NodePort is served on the address that the Node has.
-    api.apply(&service(2).node_ports().with(&world.endpoints()));
+    let ports = Service::new("web-2").cluster_ip("10.96.1.2").node_ports();
+    let ports = ports.port(Port::tcp("http", 80, 8080).node_port(30_080));
+    api.apply(&ports.with(&world.endpoints()));
     wait_backends(&agent, 2, Some(2), CHANGE_WITHIN);
     let list = agent.cli(&["service", "list"]);
     assert!(list.contains(&node.v4.to_string()), "{list}");

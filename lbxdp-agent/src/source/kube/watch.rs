@@ -137,11 +137,11 @@ impl<K: Watched> Follower<K> {
         }
     }
 
-    /// Says once what is wrong, until it works again.
+    /// Says what is wrong when it is something new.
     fn failed(&self, error: &Error) -> Failure {
         let text = describe(error);
         let watch = self.status.watch(K::KIND);
-        if watch.error().is_none() {
+        if watch.error().as_ref() != Some(&text) {
             tracing::warn!(kind = %K::KIND, "watching: {text}");
         }
         watch.set_error(Some(text));
