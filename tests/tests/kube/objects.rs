@@ -28,7 +28,7 @@ fn every_kind_of_object_arrives_and_every_change_of_it() {
     wait_backends(&agent, 2, Some(0), CHANGE_WITHIN);
     api.apply(&service(2).slices(&world.endpoints()));
     wait_backends(&agent, 2, Some(2), CHANGE_WITHIN);
-    api.apply(&service(2).slices(&[one.clone()]));
+    api.apply(&service(2).slices(std::slice::from_ref(&one)));
     wait_backends(&agent, 2, Some(1), CHANGE_WITHIN);
 
     // An endpoint moves to a second slice: it is in both for a moment, and in none never.

@@ -143,6 +143,9 @@ fn client(config: &Config) -> anyhow::Result<Client> {
         .pool_timer(TokioTimer::new())
         .http2_keep_alive_interval(PING)
         .http2_keep_alive_timeout(PING)
+        // Of two connections made at the same moment one is not kept for others, and hyper takes
+        // its only stream for none.
+        .http2_keep_alive_while_idle(true)
         .http2_initial_stream_window_size(WINDOW)
         .http2_initial_connection_window_size(2 * WINDOW)
         .build::<_, Body>(connector);
