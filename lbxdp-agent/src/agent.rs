@@ -3,14 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::apply::Maps as _;
 use crate::apply::pinned::PinnedMaps;
@@ -28,9 +27,7 @@ use crate::pins::Pins;
 use crate::reconcile::Reconciler;
 use crate::serve;
 use crate::sockets;
-use crate::source::Snapshot;
-use crate::source::manifests::Manifests;
-use crate::source::watch;
+use crate::source::{self, Change, Delta, Snapshot, Source};
 use crate::sys::{self, Access};
 use crate::view;
 
@@ -42,14 +39,22 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// that was under way may have chosen by what was there before.
 const SOCKETS_EVERY: Duration = Duration::from_secs(1);
 
+/// What readiness waits for is looked at this often before there is an input.
+const WAITING_EVERY: Duration = Duration::from_secs(1);
+/// After a reconciliation of a change the next one waits for so many times as long as it took, so
+/// that a stream of changes costs a fifth of a processor and no more.
+const PAUSE_FACTOR: u32 = 4;
+/// But no longer than this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
 /// The programs' log is looked into this often.
 const LOG_EVERY: Duration = Duration::from_millis(100);
 
 /// What the agent is told.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Directory of manifests.
-    pub manifests: PathBuf,
+    /// Where Services come from.
+    pub source: source::Options,
     /// Name of this node.
     pub node_name: String,
     /// Which addresses Services may have.
@@ -73,7 +78,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let Options {
-        manifests,
+        source,
         node_name,
         index,
         devices,
@@ -87,10 +92,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     Pins::new(&dataplane.pin_path).prepare()?;
     let _lock = Lock::take(&dataplane.pin_path)?;
 
-    // Watched before it is read, so that nothing falls in between.
-    let mut watcher = watch(&manifests);
-    let mut source = Manifests::open(&manifests)?;
-    let health = Arc::new(Health::new(&dataplane.pin_path));
+    let (mut source, first) = Source::start(&source, &node_name).await?;
+    let health = Arc::new(Health::new(&dataplane.pin_path, source.kube_status()));
+    health.waiting(Some(source.waiting()));
     if let Some(addr) = listen {
         serve::spawn(addr, Arc::clone(&health)).await?;
     }
@@ -107,6 +111,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut agent = Agent {
         index: Index::new(node_name).with_config(index),
         desired: Desired::default(),
+        is_undecided: false,
         may_lack: true,
         routes: Routes::open().context("asking for routes by netlink")?,
         sources: BTreeMap::new(),
@@ -127,7 +132,25 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         listeners: Listeners::new(Arc::clone(&health)),
         health,
     };
-    agent.take(source.load());
+    let first = match first {
+        Some(change) => Some(change),
+        // Nothing is programmed, attached or detached for want of an input.
+        None => loop {
+            tokio::select! {
+                change = source.changed() => break Some(change),
+                () = sleep(WAITING_EVERY) => {
+                    agent.health.turned();
+                    agent.health.waiting(Some(source.waiting()));
+                }
+                _ = interrupt.recv() => break None,
+                _ = terminate.recv() => break None,
+            }
+        },
+    };
+    let Some(first) = first else { return Ok(()) };
+    agent.take(first);
+    agent.health.waiting(None);
+    let mut not_before = Instant::now();
     let mut devices_due = Instant::now();
     let mut sweep_due = Instant::now() + SWEEP_EVERY;
     let mut retry_due = Some(Instant::now());
@@ -143,7 +166,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
         if sweep || retry_due.is_some_and(|due| due <= now) {
             let current = Arc::clone(&network.borrow_and_update());
+            let start = Instant::now();
             retry_due = agent.reconcile(&current, sweep).map(|wait| Instant::now() + wait);
+            not_before = Instant::now() + (start.elapsed() * PAUSE_FACTOR).min(LONGEST_PAUSE);
             devices_due = now;
             sockets_changed = Instant::now();
             sockets_due = Some(sockets_changed);
@@ -162,12 +187,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         let wake = [retry_due, sockets_due].into_iter().flatten().fold(devices_due, Instant::min);
         let wake = wake.min(sweep_due);
         tokio::select! {
-            () = watcher.changed() => {
-                if let Some(snapshot) = source.refresh() {
-                    agent.health.queued();
-                    agent.take(snapshot);
-                    retry_due = Some(Instant::now());
-                }
+            change = source.changed() => {
+                agent.health.queued();
+                agent.take(change);
+                let due = not_before.max(Instant::now());
+                retry_due = Some(retry_due.map_or(due, |retry| retry.min(due)));
             }
             changed = network.changed() => {
                 changed.context("the netlink thread ended")?;
@@ -179,6 +203,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
         }
     }
+    source.finish().await;
     tracing::info!("stopped; the programs go on forwarding");
     Ok(())
 }
@@ -186,6 +211,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 struct Agent {
     index: Index,
     desired: Desired,
+    /// The input changed since `desired` followed from it.
+    is_undecided: bool,
     /// The input has never been complete since the start.
     may_lack: bool,
     routes: Routes,
@@ -205,15 +232,30 @@ struct Agent {
 }
 
 impl Agent {
-    /// Takes the input as it is now.
-    fn take(&mut self, Snapshot { objects, problems }: Snapshot) {
+    /// Takes the input as it is now. What follows from it is a matter of the next reconciliation.
+    fn take(&mut self, change: Change) {
+        let problems = match change {
+            Change::All(Snapshot { objects, problems }) => {
+                self.index.replace(objects);
+                self.is_undecided = true;
+                problems
+            }
+            Change::Some { deltas, problems } => {
+                self.is_undecided |= !deltas.is_empty();
+                for delta in deltas {
+                    match delta {
+                        Delta::Apply(object) => self.index.apply(object),
+                        Delta::Delete(id) => self.index.delete(&id),
+                    }
+                }
+                problems
+            }
+        };
         let is_complete = problems.iter().all(|problem| problem.severity != Severity::Error);
-        self.index.replace(objects);
         self.source_problems = problems;
         self.rules.node_addresses = self.index.node_addresses();
         self.health.set_node_eligible(self.index.is_node_eligible());
         self.may_lack &= !is_complete;
-        self.decide();
     }
 
     /// Asks the index again.
@@ -232,7 +274,8 @@ impl Agent {
 
     /// Brings the maps as near to what is desired as they get; when to try again.
     fn reconcile(&mut self, network: &Network, sweep: bool) -> Option<Duration> {
-        if self.index.set_device_addresses(network.addresses()) {
+        let is_undecided = std::mem::take(&mut self.is_undecided);
+        if self.index.set_device_addresses(network.addresses()) || is_undecided {
             self.decide();
         }
         // First, so that nobody is sent here for what is about to go.

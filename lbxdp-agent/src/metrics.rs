@@ -17,6 +17,7 @@ use crate::device::Why;
 use crate::health::{Health, NoLocalEndpoints};
 use crate::netlink::Monitor;
 use crate::pins::Pins;
+use crate::source::kube;
 use crate::sys::Access;
 
 type Labels = Vec<(&'static str, String)>;
@@ -65,6 +66,10 @@ pub fn text(health: &Health) -> anyhow::Result<String> {
         no_local.get_or_create(&vec![("traffic_policy", policy.to_owned())]).set(signed(count));
     }
 
+    if let Some(kube) = health.kube() {
+        register_watches(&mut registry, kube);
+    }
+
     let pins = Pins::new(health.pin_path());
     let maps = PinnedMaps::open(&pins, Access::ReadOnly)?;
     let drops = Counters::default();
@@ -111,6 +116,22 @@ pub fn text(health: &Health) -> anyhow::Result<String> {
     let mut text = String::new();
     encode(&mut text, &registry).context("encoding metrics")?;
     Ok(text)
+}
+
+/// The connection to the API, by kind of object.
+fn register_watches(registry: &mut Registry, kube: &kube::Status) {
+    let (connected, reconnects) = (Gauges::default(), Counters::default());
+    let last_event = Family::<Labels, Gauge<f64, AtomicU64>>::default();
+    for (kind, watch) in kube.watches() {
+        let labels = vec![("kind", kind.to_string())];
+        connected.get_or_create(&labels).set(i64::from(watch.is_connected()));
+        reconnects.get_or_create(&labels).inc_by(watch.reconnects());
+        last_event.get_or_create(&labels).set(watch.last_event());
+    }
+    registry.register("watch_connected", "Whether changes arrive from the API", connected);
+    registry.register("watch_reconnects", "How often a watch was started again", reconnects);
+    let help = "When the API last sent anything, bookmarks included; 0 for never";
+    registry.register("watch_last_event_timestamp_seconds", help, last_event);
 }
 
 fn signed(count: usize) -> i64 {

@@ -47,7 +47,7 @@ async fn healthy(State(health): State<Arc<Health>>) -> Response {
 
 async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {
     match health.missing() {
-        None => (StatusCode::OK, "ok\n"),
+        None => (StatusCode::OK, "ok\n".to_owned()),
         Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, missing),
     }
 }

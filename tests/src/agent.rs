@@ -57,7 +57,8 @@ pub struct Agent {
     process: Option<Process>,
     netns: PathBuf,
     node_name: String,
-    manifests: PathBuf,
+    /// What `run` is told about where its objects come from.
+    source: Vec<String>,
     pin_path: PathBuf,
     options: AgentOptions,
     binary: PathBuf,
@@ -69,12 +70,25 @@ impl Agent {
     /// Starts an agent on a node and waits until it has programmed what the manifests say.
     #[track_caller]
     pub fn start(node: &Node, manifests: &Path, options: AgentOptions) -> Self {
+        let source = ["--manifests".to_owned(), manifests.display().to_string()];
+        Self::start_with(node, &source, options)
+    }
+
+    /// Starts an agent that watches an API; `access` are the flags that say how. Its state
+    /// directory is its own.
+    #[track_caller]
+    pub fn watch(node: &Node, access: &[String], options: AgentOptions) -> Self {
+        Self::start_with(node, access, options)
+    }
+
+    #[track_caller]
+    fn start_with(node: &Node, source: &[String], options: AgentOptions) -> Self {
         sweep::stale();
         let mut agent = Self {
             process: None,
             netns: node.netns.path().to_owned(),
             node_name: node.name.clone(),
-            manifests: manifests.to_owned(),
+            source: source.to_owned(),
             pin_path: sweep::unique_pin_path(),
             options,
             binary: workspace_binary("lbxdp-agent"),
@@ -100,6 +114,16 @@ impl Agent {
     /// The pin path; the maps are in `v2/` below it.
     pub fn pin_path(&self) -> &Path {
         &self.pin_path
+    }
+
+    /// Where it keeps its last input.
+    pub fn state_dir(&self) -> PathBuf {
+        self.scratch.join("state")
+    }
+
+    /// Where the next start has its objects from.
+    pub fn set_source(&mut self, source: &[String]) {
+        self.source = source.to_owned();
     }
 
     /// The name of the node it serves.
@@ -129,7 +153,7 @@ impl Agent {
         let AgentOptions { devices, snat_ports, cgroup, extra, log_filter, do_not_wait } =
             &self.options;
         let mut command = self.inside();
-        command.arg("run").arg("--manifests").arg(&self.manifests);
+        command.arg("run").args(&self.source).arg("--state-dir").arg(self.state_dir());
         command.args(["--node-name", &self.node_name]).arg("--pin-path").arg(&self.pin_path);
         command.args(["--listen", &LISTEN.to_string()]);
         for device in devices {

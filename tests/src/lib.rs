@@ -4,6 +4,7 @@
 //! * [`cluster`]: a client, a switch, nodes and pods, wired in one of a few ways.
 //! * [`agent`]: the agent under test, one per node, with a pin path of its own.
 //! * [`manifests`]: Services, EndpointSlices and Nodes as YAML.
+//! * [`kube`]: a Kubernetes API, and what may happen on the way to it.
 //! * [`nginx`]: a real web server.
 //! * [`traffic`]: servers and clients, in this process or through the program `lbxdp-testd`.
 //! * [`sweep`]: nothing survives, whatever happens to the process.
@@ -15,6 +16,7 @@
 pub mod agent;
 pub mod cgroup;
 pub mod cluster;
+pub mod kube;
 pub mod link;
 pub mod manifests;
 pub mod netns;

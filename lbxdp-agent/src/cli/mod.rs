@@ -4,6 +4,7 @@ mod cleanup;
 mod list;
 mod output;
 mod run;
+mod source;
 mod status;
 
 use std::io::IsTerminal as _;
@@ -29,7 +30,7 @@ enum Command {
     /// Serve Services and EndpointSlices until told to stop; forwarding goes on after that.
     Run(Box<run::RunArgs>),
     /// Show devices, counters and drops.
-    Status(ReadArgs),
+    Status(status::StatusArgs),
     /// Services.
     #[command(subcommand)]
     Service(ListCommand),

@@ -1,7 +1,6 @@
 //! `lbxdp-agent run`: the flags, checked and handed on.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
@@ -11,6 +10,7 @@ use ipnet::IpNet;
 use crate::agent::{self, Options};
 use crate::attach::{Config, TcMode, cgroup};
 use crate::cli::PinArgs;
+use crate::cli::source::SourceArgs;
 use crate::device::Pattern;
 use crate::index::{self, NodePortAddresses};
 use crate::object;
@@ -19,9 +19,8 @@ use crate::snat_ports::{self, HostPorts, Ports};
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Directory of Service, EndpointSlice and Node manifests, watched.
-    #[arg(long, env = "LBXDP_MANIFESTS", value_name = "DIR")]
-    manifests: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Name of this node, as EndpointSlices and the Node object have it.
     #[arg(long, env = "LBXDP_NODE_NAME", value_name = "NAME")]
     node_name: String,
@@ -142,7 +141,7 @@ fn apart(devices: &[String], pods: &[Pattern]) -> anyhow::Result<()> {
 /// Runs the agent until SIGINT or SIGTERM.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let RunArgs {
-        manifests,
+        source,
         node_name,
         devices,
         pod_devices,
@@ -161,7 +160,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     apart(&devices, &pod_devices)?;
     snat_ports::check(&snat_ports, &HostPorts::read()?)?;
     let options = Options {
-        manifests,
+        source: source.options()?,
         node_name,
         index: index::Config {
             allow_external_ips,

@@ -1,7 +1,10 @@
 //! `lbxdp-agent status`: what runs where and why, what it did, what it dropped.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
 
+use clap::Args;
 use lbxdp_common::ABI_VERSION;
 use serde::Serialize;
 
@@ -9,15 +12,28 @@ use crate::apply::pinned::Sizes;
 use crate::attach::cgroup::{self, SocketStatus};
 use crate::attach::{self, DeviceStatus, TcKind};
 use crate::cli::output::{self, Format, table};
+use crate::cli::source::StateArgs;
 use crate::cli::{ReadArgs, list};
+use crate::lock::Lock;
 use crate::netlink::Monitor;
+use crate::source::kube::{Report, WatchReport};
 use crate::sys;
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    read: ReadArgs,
+    #[command(flatten)]
+    state: StateArgs,
+}
 
 #[derive(Debug, Serialize)]
 struct Status {
     version: &'static str,
     abi: u32,
     pin_path: String,
+    /// `None` without an API.
+    source: Option<SourceLine>,
     devices: Vec<DeviceLine>,
     sockets: SocketLine,
     frontends: usize,
@@ -25,6 +41,45 @@ struct Status {
     flows: usize,
     counters: BTreeMap<&'static str, u64>,
     drops: BTreeMap<&'static str, u64>,
+}
+
+/// What the last agent with an API said of it, and whether that agent still runs.
+#[derive(Debug, Serialize)]
+struct SourceLine {
+    running: bool,
+    connected: bool,
+    #[serde(flatten)]
+    report: Report,
+}
+
+impl SourceLine {
+    fn read(state_dir: &Path) -> Option<Self> {
+        let report = Report::read(state_dir)?;
+        let running = Lock::is_held(state_dir);
+        let connected = running && report.watches.values().all(|watch| watch.connected);
+        Some(Self { running, connected, report })
+    }
+
+    fn text(&self) -> String {
+        let Self { running, connected, report } = self;
+        let server = &report.server;
+        if *connected {
+            return format!("API server {server}, connected\n");
+        } else if !running {
+            return format!("API server {server}, but no agent runs\n");
+        }
+        let mut text = format!("API server {server}, not connected:");
+        for (kind, WatchReport { connected, error, .. }) in &report.watches {
+            if !connected {
+                let error = error.as_deref().unwrap_or("waiting for an answer");
+                // Servers and proxies write what they like.
+                let error = error.escape_debug();
+                let _ = write!(text, "\n  {kind}s: {error}");
+            }
+        }
+        text.push('\n');
+        text
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -68,7 +123,8 @@ impl From<DeviceStatus> for DeviceLine {
 }
 
 /// Prints the status.
-pub fn status(args: &ReadArgs) -> anyhow::Result<()> {
+pub fn status(args: &StatusArgs) -> anyhow::Result<()> {
+    let StatusArgs { read: args, state: StateArgs { state_dir } } = args;
     let pins = args.pins();
     let maps = list::open_maps(args)?;
     let Sizes { frontends, backends, addresses: _ } = maps.sizes()?;
@@ -77,6 +133,7 @@ pub fn status(args: &ReadArgs) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION"),
         abi: ABI_VERSION,
         pin_path: pins.root().display().to_string(),
+        source: SourceLine::read(state_dir),
         devices: devices.into_iter().map(DeviceLine::from).collect(),
         sockets: cgroup::read_status(&pins)?.into(),
         frontends,
@@ -96,6 +153,7 @@ fn text(status: &Status) -> String {
         version,
         abi,
         pin_path,
+        source,
         devices,
         sockets,
         frontends,
@@ -104,6 +162,7 @@ fn text(status: &Status) -> String {
         counters,
         drops,
     } = status;
+    let source = source.as_ref().map(SourceLine::text).unwrap_or_default();
     let mut device_table = table(&["device", "xdp", "tc", "why not native"]);
     for DeviceLine { name, ifindex: _, xdp, reason, tc } in devices {
         device_table.add_row([name, *xdp, *tc, reason.as_deref().unwrap_or("")]);
@@ -118,7 +177,7 @@ fn text(status: &Status) -> String {
     }
     let mut text = format!(
         "lbxdp {version}, map layout {abi}, pins in {pin_path}\n\
-         {frontends} frontends, {backends} backends, {flows} flows\n"
+         {source}{frontends} frontends, {backends} backends, {flows} flows\n"
     );
     text.push_str(&match &sockets.cgroup {
         Some(cgroup) => format!("sockets are served in {cgroup}\n"),

@@ -12,18 +12,23 @@ pub mod liveness;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lbxdp_common::FrontendKind;
 
 use self::liveness::Liveness;
 use crate::model::{Desired, Endpoints};
+use crate::source::kube;
 use crate::sys;
 
 /// What the agent says of itself.
 #[derive(Debug)]
 pub struct Health {
     pin_path: PathBuf,
+    /// The connection to the API, if there is to be one. Readiness does not depend on it.
+    kube: Option<Arc<kube::Status>>,
+    /// What the first input waits for.
+    waiting: Mutex<Option<String>>,
     liveness: Mutex<Liveness>,
     programmed: AtomicBool,
     attached: AtomicBool,
@@ -87,9 +92,11 @@ impl NoLocalEndpoints {
 
 impl Health {
     /// An agent that has done nothing yet.
-    pub fn new(pin_path: &Path) -> Self {
+    pub fn new(pin_path: &Path, kube: Option<Arc<kube::Status>>) -> Self {
         Self {
             pin_path: pin_path.to_owned(),
+            kube,
+            waiting: Mutex::new(None),
             liveness: Mutex::new(Liveness::new(sys::coarse_ns())),
             programmed: AtomicBool::new(false),
             attached: AtomicBool::new(false),
@@ -102,6 +109,16 @@ impl Health {
             healthz: Answers::default(),
             livez: Answers::default(),
         }
+    }
+
+    /// What the first input waits for; `None` when it has come.
+    pub fn waiting(&self, reason: Option<String>) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// The connection to the API, if there is to be one.
+    pub fn kube(&self) -> Option<&kube::Status> {
+        self.kube.as_deref()
     }
 
     /// Whether the maps are what they should be.
@@ -182,16 +199,20 @@ impl Health {
     }
 
     /// What readiness waits for, if anything.
-    pub fn missing(&self) -> Option<&'static str> {
-        if !self.programmed.load(Ordering::Relaxed) {
-            Some("the maps are not what they should be\n")
+    pub fn missing(&self) -> Option<String> {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let reason = if waiting.is_some() {
+            return waiting.map(|reason| format!("{reason}\n"));
+        } else if !self.programmed.load(Ordering::Relaxed) {
+            "the maps are not what they should be\n"
         } else if !self.attached.load(Ordering::Relaxed) {
-            Some("no device is served\n")
+            "no device is served\n"
         } else if !self.sockets.load(Ordering::Relaxed) {
-            Some("sockets on this node are not served\n")
+            "sockets on this node are not served\n"
         } else {
-            None
-        }
+            return None;
+        };
+        Some(reason.to_owned())
     }
 
     fn liveness(&self) -> MutexGuard<'_, Liveness> {

@@ -3,6 +3,7 @@
 
 mod documents;
 mod files;
+pub mod kube;
 mod locate;
 pub mod manifests;
 mod parse;
@@ -10,6 +11,7 @@ mod unknown;
 mod watch;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -32,6 +34,11 @@ pub enum Kind {
     EndpointSlice,
     /// `v1` Node.
     Node,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Service, Self::EndpointSlice, Self::Node];
 }
 
 impl fmt::Display for Kind {
@@ -137,6 +144,106 @@ impl<T> Sourced<T> {
     /// Says where `object` comes from.
     pub fn new(origin: impl Into<String>, object: T) -> Self {
         Self { origin: origin.into(), object }
+    }
+}
+
+/// One difference to what a source had before.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Delta {
+    /// An object is new, or not what it was.
+    Apply(Sourced<Object>),
+    /// An object is gone.
+    Delete(ObjectId),
+}
+
+/// What a source tells.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Everything it has.
+    All(Snapshot),
+    /// What differs from before.
+    Some {
+        /// In the order in which it happened.
+        deltas: Vec<Delta>,
+        /// All problems there are now.
+        problems: Vec<Problem>,
+    },
+}
+
+/// Where the objects are to come from.
+#[derive(Clone, Debug)]
+pub enum Options {
+    /// From the files of this directory.
+    Manifests(PathBuf),
+    /// From the Kubernetes API.
+    Kube(kube::Options),
+}
+
+/// Where the objects come from.
+#[derive(Debug)]
+pub enum Source {
+    /// From files. Watched before they are first read, so that nothing falls in between.
+    Manifests(Box<(Watcher, manifests::Manifests)>),
+    /// From the Kubernetes API.
+    Kube(Box<kube::Kube>),
+}
+
+impl Source {
+    /// Begins. What it has at once, if anything, is the first change.
+    pub async fn start(
+        options: &Options,
+        node_name: &str,
+    ) -> anyhow::Result<(Self, Option<Change>)> {
+        Ok(match options {
+            Options::Manifests(dir) => {
+                let watcher = watch(dir);
+                let mut manifests = manifests::Manifests::open(dir)?;
+                let first = Change::All(manifests.load());
+                (Self::Manifests(Box::new((watcher, manifests))), Some(first))
+            }
+            Options::Kube(options) => {
+                (Self::Kube(Box::new(kube::Kube::start(options, node_name).await?)), None)
+            }
+        })
+    }
+
+    /// Waits for a change. Cancelling it loses nothing.
+    pub async fn changed(&mut self) -> Change {
+        match self {
+            Self::Manifests(parts) => {
+                let (watcher, manifests) = parts.as_mut();
+                loop {
+                    watcher.changed().await;
+                    if let Some(snapshot) = manifests.refresh() {
+                        return Change::All(snapshot);
+                    }
+                }
+            }
+            Self::Kube(kube) => kube.changed().await,
+        }
+    }
+
+    /// Why nothing has come yet.
+    pub fn waiting(&self) -> String {
+        match self {
+            Self::Manifests(_) => "the manifests were not read".to_owned(),
+            Self::Kube(kube) => kube.waiting(),
+        }
+    }
+
+    /// The connection to the API, if there is to be one.
+    pub fn kube_status(&self) -> Option<Arc<kube::Status>> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Kube(kube) => Some(kube.status()),
+        }
+    }
+
+    /// Before the end.
+    pub async fn finish(&mut self) {
+        if let Self::Kube(kube) = self {
+            kube.finish().await;
+        }
     }
 }
 

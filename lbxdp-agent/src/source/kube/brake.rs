@@ -1,0 +1,216 @@
+//! A list that lacks most of what was there is not believed at once: API servers have answered with
+//! empty lists after a restore, behind a broken cache, and through a proxy.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::source::{Delta, Kind, Object, ObjectId, Sourced};
+
+/// The objects of one kind.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    objects: BTreeMap<ObjectId, Object>,
+    /// Whether the API has listed them since the start.
+    is_listed: bool,
+    /// What the last list lacks, and when that is believed.
+    missing: Option<(Instant, BTreeSet<ObjectId>)>,
+}
+
+impl Known {
+    /// What an earlier agent knew. The first list is compared with that.
+    pub(super) fn remembered(objects: impl IntoIterator<Item = Object>) -> Self {
+        let objects = objects.into_iter().map(|object| (object.id(), object)).collect();
+        Self { objects, ..Self::default() }
+    }
+
+    pub(super) fn is_listed(&self) -> bool {
+        self.is_listed
+    }
+
+    pub(super) fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.objects.values()
+    }
+
+    /// How many objects are missing and how many there are, while that is not believed.
+    pub(super) fn held(&self) -> Option<(usize, usize)> {
+        let (_, ids) = self.missing.as_ref()?;
+        Some((ids.len(), self.objects.len()))
+    }
+
+    /// When [`Self::believe`] has something to do.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.missing.as_ref().map(|(due, _)| *due)
+    }
+
+    /// Takes a complete list; what differs. Removals of more than half of the objects wait for
+    /// `hold`, counted from the first list that wanted them.
+    pub(super) fn list(
+        &mut self,
+        list: BTreeMap<ObjectId, Object>,
+        now: Instant,
+        hold: Duration,
+    ) -> Vec<Delta> {
+        self.is_listed = true;
+        let before = self.objects.len();
+        let missing: BTreeSet<ObjectId> =
+            self.objects.keys().filter(|id| !list.contains_key(id)).cloned().collect();
+        let mut deltas: Vec<_> =
+            list.into_values().filter_map(|object| self.insert(object)).collect();
+        let due = self.due().unwrap_or(now + hold);
+        if missing.len() * 2 > before && due > now {
+            self.missing = Some((due, missing));
+        } else {
+            self.missing = None;
+            deltas.extend(missing.into_iter().filter_map(|id| self.remove(id)));
+        }
+        deltas
+    }
+
+    /// Takes a new or changed object; `None` if nothing differs.
+    pub(super) fn apply(&mut self, object: Object) -> Option<Delta> {
+        if let Some((_, ids)) = &mut self.missing {
+            ids.remove(&object.id());
+            if ids.is_empty() {
+                self.missing = None;
+            }
+        }
+        self.insert(object)
+    }
+
+    /// Takes a deletion, which needs no second thought.
+    pub(super) fn delete(&mut self, id: ObjectId) -> Option<Delta> {
+        if let Some((_, ids)) = &mut self.missing {
+            ids.remove(&id);
+        }
+        self.remove(id)
+    }
+
+    /// Removes what was missing for long enough.
+    pub(super) fn believe(&mut self, now: Instant) -> Vec<Delta> {
+        match self.missing.take_if(|(due, _)| *due <= now) {
+            Some((_, ids)) => ids.into_iter().filter_map(|id| self.remove(id)).collect(),
+            None => Vec::new(),
+        }
+    }
+
+    fn insert(&mut self, object: Object) -> Option<Delta> {
+        let id = object.id();
+        if self.objects.get(&id) == Some(&object) {
+            return None;
+        }
+        self.objects.insert(id, object.clone());
+        Some(Delta::Apply(Sourced::new("", object)))
+    }
+
+    fn remove(&mut self, id: ObjectId) -> Option<Delta> {
+        self.objects.remove(&id).map(|_| Delta::Delete(id))
+    }
+}
+
+/// What the operator is told while removals are held.
+pub(super) fn message(kind: Kind, (missing, all): (usize, usize), hold: Duration) -> String {
+    format!(
+        "the API's list lacks {missing} of {all} known {kind}s: they stay for {} s \
+         (--bulk-removal-hold), unless they come back",
+        hold.as_secs()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Service;
+
+    use super::*;
+
+    const HOLD: Duration = Duration::from_secs(30);
+
+    fn service(name: &str) -> Object {
+        let mut service = Service::default();
+        service.metadata.name = Some(name.to_owned());
+        service.into()
+    }
+
+    fn list(names: &[&str]) -> BTreeMap<ObjectId, Object> {
+        names.iter().map(|name| service(name)).map(|object| (object.id(), object)).collect()
+    }
+
+    fn id(name: &str) -> ObjectId {
+        ObjectId::new(Kind::Service, None, name)
+    }
+
+    /// `+name` for what is new or differs, `-name` for what is gone.
+    fn shown(deltas: &[Delta]) -> Vec<String> {
+        let show = |delta: &Delta| match delta {
+            Delta::Apply(sourced) => format!("+{}", sourced.object.id().name),
+            Delta::Delete(id) => format!("-{}", id.name),
+        };
+        deltas.iter().map(show).collect()
+    }
+
+    #[test]
+    fn half_may_go_at_once_and_more_waits() {
+        let now = Instant::now();
+        let mut known = Known::default();
+        let names = ["a", "b", "c", "d"];
+        assert_eq!(shown(&known.list(list(&names), now, HOLD)), ["+a", "+b", "+c", "+d"]);
+        assert_eq!(shown(&known.list(list(&["a", "b"]), now, HOLD)), ["-c", "-d"]);
+        assert_eq!(known.held(), None);
+
+        // What is new is there at once all the same.
+        assert_eq!(shown(&known.list(list(&["e"]), now, HOLD)), ["+e"]);
+        assert_eq!(known.held(), Some((2, 3)));
+        assert_eq!(known.due(), Some(now + HOLD));
+        assert_eq!(shown(&known.believe(now + HOLD / 2)), [""; 0]);
+        // Another list that says the same starts no new wait.
+        assert_eq!(shown(&known.list(list(&["e"]), now + HOLD / 2, HOLD)), [""; 0]);
+        assert_eq!(known.due(), Some(now + HOLD));
+        assert_eq!(shown(&known.believe(now + HOLD)), ["-a", "-b"]);
+        assert_eq!((known.held(), known.due()), (None, None));
+    }
+
+    #[test]
+    fn what_comes_back_stays() {
+        let now = Instant::now();
+        let mut known = Known::default();
+        known.list(list(&["a", "b", "c"]), now, HOLD);
+        known.list(list(&[]), now, HOLD);
+        assert_eq!(known.held(), Some((3, 3)));
+        assert!(known.apply(service("a")).is_none());
+        assert_eq!(known.held(), Some((2, 3)));
+        // A list has the last word.
+        assert_eq!(shown(&known.list(list(&["a", "b", "c"]), now + HOLD, HOLD)), [""; 0]);
+        assert_eq!(known.held(), None);
+        assert_eq!(shown(&known.believe(now + HOLD * 2)), [""; 0]);
+    }
+
+    #[test]
+    fn a_deletion_that_was_seen_is_believed() {
+        let now = Instant::now();
+        let mut known = Known::default();
+        known.list(list(&["a", "b", "c"]), now, HOLD);
+        for name in ["a", "b", "c"] {
+            assert!(known.delete(id(name)).is_some());
+        }
+        assert_eq!((known.held(), known.objects().count()), (None, 0));
+        assert!(known.delete(id("a")).is_none());
+    }
+
+    #[test]
+    fn the_first_list_is_compared_with_what_an_earlier_agent_knew() {
+        let now = Instant::now();
+        let mut known = Known::remembered(list(&["a", "b", "c"]).into_values());
+        assert!(!known.is_listed());
+        assert_eq!(shown(&known.list(list(&[]), now, HOLD)), [""; 0]);
+        assert!(known.is_listed());
+        assert_eq!(known.held(), Some((3, 3)));
+    }
+
+    #[test]
+    fn without_a_hold_nothing_waits() {
+        let now = Instant::now();
+        let mut known = Known::remembered(list(&["a"]).into_values());
+        assert_eq!(shown(&known.list(list(&[]), now, Duration::ZERO)), ["-a"]);
+    }
+}

@@ -1,0 +1,252 @@
+//! The last complete input in a file, for a start while no API server answers. The pins go on
+//! forwarding without it; it has what they don't: health checks, and everything after a reboot.
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, ensure};
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::source::Object;
+
+const FILE: &str = "inputs.json";
+/// Of the file's content. Another one is not read.
+const FORMAT: u32 = 1;
+/// Least time between two writes.
+const EVERY: Duration = Duration::from_secs(2);
+/// Writing may take this part of the time.
+const SHARE: u32 = 50;
+
+/// The content of the file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Stored {
+    format: u32,
+    /// The inputs of another node are not this one's.
+    node: String,
+    services: Vec<Arc<Service>>,
+    slices: Vec<Arc<EndpointSlice>>,
+    nodes: Vec<Arc<Node>>,
+}
+
+/// What an earlier agent knew, and when it wrote that.
+#[derive(Debug)]
+pub(super) struct Remembered {
+    pub(super) objects: Vec<Object>,
+    pub(super) written: SystemTime,
+}
+
+/// Writes the file when something changed, not too often.
+#[derive(Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+    node: String,
+    is_dirty: bool,
+    due: Instant,
+    writing: Option<JoinHandle<Written>>,
+    error: Option<String>,
+}
+
+type Written = (anyhow::Result<()>, Duration);
+
+impl Store {
+    /// Makes the directory if need be.
+    pub(super) fn open(dir: &Path, node: &str) -> Self {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        let error = made.err().map(|error| error.to_string());
+        Self {
+            dir: dir.to_owned(),
+            node: node.to_owned(),
+            is_dirty: false,
+            due: Instant::now(),
+            writing: None,
+            error,
+        }
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Why the state could not be written the last time.
+    pub(super) fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    /// What is there; `None` if nothing is, or nothing of use.
+    pub(super) fn read(&self) -> Option<Remembered> {
+        let path = self.dir.join(FILE);
+        match read(&path, &self.node) {
+            Ok(remembered) => remembered,
+            Err(error) => {
+                tracing::warn!("{}: {error:#}: not used", path.display());
+                None
+            }
+        }
+    }
+
+    /// Something differs from what was written.
+    pub(super) fn touch(&mut self) {
+        self.is_dirty = true;
+    }
+
+    /// When [`Self::write`] should be called.
+    pub(super) fn due(&self) -> Option<Instant> {
+        (self.is_dirty && self.writing.is_none()).then_some(self.due)
+    }
+
+    /// Waits for the write that is under way, for ever if none is. Whether [`Self::error`] says
+    /// something else now.
+    pub(super) async fn written(&mut self) -> bool {
+        let Some(writing) = &mut self.writing else { return std::future::pending().await };
+        let before = self.error.clone();
+        let done = writing.await;
+        self.writing = None;
+        match done {
+            Ok((result, took)) => {
+                self.due = Instant::now() + EVERY.max(took * SHARE);
+                self.error = result.err().map(|error| format!("{error:#}"));
+            }
+            Err(error) => self.error = Some(error.to_string()),
+        }
+        if self.error.is_some() {
+            self.is_dirty = true;
+        }
+        self.error != before
+    }
+
+    /// Writes these in the background, if it is time.
+    pub(super) fn write<'a>(&mut self, objects: impl Iterator<Item = &'a Object>) {
+        if self.writing.is_some() || !self.is_dirty || self.due > Instant::now() {
+            return;
+        }
+        self.is_dirty = false;
+        let (path, stored) = (self.dir.join(FILE), self.stored(objects));
+        self.writing = Some(tokio::task::spawn_blocking(move || {
+            let start = Instant::now();
+            (write(&path, &stored), start.elapsed())
+        }));
+    }
+
+    /// Writes these now, if they are not written yet: the last chance.
+    pub(super) async fn finish<'a>(&mut self, objects: impl Iterator<Item = &'a Object>) {
+        if self.writing.is_some() {
+            self.written().await;
+        }
+        if std::mem::take(&mut self.is_dirty)
+            && let Err(error) = write(&self.dir.join(FILE), &self.stored(objects))
+        {
+            tracing::warn!("{}: {error:#}", self.dir.display());
+        }
+    }
+
+    fn stored<'a>(&self, objects: impl Iterator<Item = &'a Object>) -> Stored {
+        let node = self.node.clone();
+        let (services, slices, nodes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut stored = Stored { format: FORMAT, node, services, slices, nodes };
+        for object in objects.cloned() {
+            match object {
+                Object::Service(service) => stored.services.push(service),
+                Object::EndpointSlice(slice) => stored.slices.push(slice),
+                Object::Node(node) => stored.nodes.push(node),
+            }
+        }
+        stored
+    }
+}
+
+fn read(path: &Path, expected: &str) -> anyhow::Result<Option<Remembered>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let written = file.metadata()?.modified()?;
+    let stored: Stored = serde_json::from_reader(BufReader::new(file))?;
+    let Stored { format, node, services, slices, nodes } = stored;
+    ensure!(format == FORMAT, "format {format} instead of {FORMAT}");
+    ensure!(node == expected, "of node {node}");
+    let objects = services.into_iter().map(Object::Service);
+    let objects = objects.chain(slices.into_iter().map(Object::EndpointSlice));
+    let objects = objects.chain(nodes.into_iter().map(Object::Node)).collect();
+    Ok(Some(Remembered { objects, written }))
+}
+
+fn write(path: &Path, stored: &Stored) -> anyhow::Result<()> {
+    write_atomically(path, |file| Ok(serde_json::to_writer(file, stored)?))
+}
+
+/// A reader sees the old content or the new one, also after a power cut.
+pub(super) fn write_atomically(
+    path: &Path,
+    content: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let new = path.with_extension("new");
+    // Endpoints of everybody's Services are nobody else's business.
+    let open = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new);
+    let mut file = BufWriter::new(open.with_context(|| new.display().to_string())?);
+    content(&mut file)?;
+    file.flush()?;
+    file.get_ref().sync_all()?;
+    fs::rename(&new, path)?;
+    let dir = path.parent().context("a path without a directory")?;
+    File::open(dir)?.sync_all()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str) -> Object {
+        let mut service = Service::default();
+        service.metadata.name = Some(name.to_owned());
+        service.into()
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_read_on_the_same_node_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let mut store = Store::open(&path, "a");
+        assert_eq!(store.error(), None);
+        assert!(store.read().is_none());
+        let objects = [service("x"), EndpointSlice::default().into(), Node::default().into()];
+        store.finish(objects.iter()).await;
+        assert!(store.read().is_none(), "nothing changed, nothing is written");
+        store.touch();
+        store.write(objects.iter());
+        store.written().await;
+        assert_eq!(store.error(), None);
+        assert_eq!(store.read().unwrap().objects, objects);
+        assert!(Store::open(&path, "b").read().is_none());
+
+        // The next write waits, the last one doesn't.
+        store.touch();
+        store.write(objects.iter());
+        assert!(store.writing.is_none() && store.due().unwrap() > Instant::now());
+        store.finish(objects[..1].iter()).await;
+        assert_eq!(store.read().unwrap().objects, objects[..1]);
+    }
+
+    #[tokio::test]
+    async fn a_broken_file_is_not_used_and_a_directory_that_cannot_be_made_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE), "{\"format\": 1, \"node\": \"a\", \"serv").unwrap();
+        assert!(Store::open(dir.path(), "a").read().is_none());
+        fs::write(dir.path().join("file"), "").unwrap();
+        let mut store = Store::open(&dir.path().join("file/state"), "a");
+        assert!(store.error().is_some());
+        store.touch();
+        store.write([].iter());
+        store.written().await;
+        assert!(store.error().is_some() && store.due().is_some(), "it is tried again");
+    }
+}
