@@ -5,6 +5,7 @@
 //! * [`agent`]: the agent under test, one per node, with a pin path of its own.
 //! * [`manifests`]: Services, EndpointSlices and Nodes as YAML.
 //! * [`traffic`]: servers and clients, in this process or through the program `lbxdp-testd`.
+//! * [`chart`] and [`go`]: the Helm chart, and the pinned tool that renders it.
 //! * [`sweep`]: nothing survives, whatever happens to the process.
 //!
 //! Everything is named after the process that made it, so tests run side by side, and the next
@@ -13,7 +14,9 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod chart;
 pub mod cluster;
+pub mod go;
 pub mod link;
 pub mod manifests;
 pub mod netns;

@@ -1,8 +1,10 @@
 //! Project tasks: `cargo xtask COMMAND`.
 
 mod build_ebpf;
+mod chart;
 mod ci;
 mod demo;
+mod image;
 mod setup;
 mod test;
 mod util;
@@ -18,6 +20,10 @@ enum Task {
     Setup,
     /// Build the packet programs into target/bpf/lbxdp-ebpf.
     BuildEbpf,
+    /// Write the container image: a docker-archive with the static agent and nothing else.
+    Image(image::Options),
+    /// Render deploy/manifests/lbxdp.yaml from the Helm chart.
+    Chart(chart::Options),
     /// A client, two nodes and four pods on this machine, and real requests.
     Demo,
     /// Run every test; the last line is `N passed, N failed, N skipped`.
@@ -30,6 +36,8 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Setup => setup::run(),
         Task::BuildEbpf => build_ebpf::run(),
+        Task::Image(options) => image::run(&options),
+        Task::Chart(options) => chart::run(&options),
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
         Task::Ci => ci::run(),
