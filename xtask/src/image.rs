@@ -23,8 +23,18 @@ const NAME: &str = "localhost/lbxdp";
 const DESCRIPTION: &str = "Kubernetes Services in the kernel: the agent of a node";
 /// Where the chart mounts something: a read-only root lets a runtime create nothing.
 const MOUNT_POINTS: &[&str] = &[
-    "dev/", "etc/", "host/", "host/cgroup/", "proc/", "run/", "sys/", "tmp/", "var/", "var/lib/",
-    "var/lib/lbxdp/", "var/run/",
+    "dev/",
+    "etc/",
+    "host/",
+    "host/cgroup/",
+    "proc/",
+    "run/",
+    "sys/",
+    "tmp/",
+    "var/",
+    "var/lib/",
+    "var/lib/lbxdp/",
+    "var/run/",
 ];
 
 /// Options of `cargo xtask image`.

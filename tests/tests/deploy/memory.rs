@@ -1,10 +1,12 @@
 //! The memory limit is made of the maps' capacities.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsRawFd as _;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use lbxdp_agent::object;
-use lbxdp_agent::pins::pinned_maps;
+use lbxdp_agent::pins::{Pins, pinned_maps};
+use lbxdp_agent::sys::{self, Access};
 use lbxdp_common::limits::{
     MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRAGMENTS,
     MAX_FRONTENDS, MAX_MEMBERS, MAX_RANGES, MAX_SOCKETS, TABLE_BLOCKS,
@@ -16,6 +18,7 @@ use lbxdp_common::{
 };
 use lbxdp_tests::chart::{CHART, objects};
 use lbxdp_tests::go::workspace;
+use lbxdp_tests::{Agent, AgentOptions, Cluster, Scratch, Spec};
 
 use crate::manifest;
 
@@ -136,6 +139,35 @@ fn the_object_has_no_map_that_the_chart_does_not_count() {
     let (object, layout) = (Memory::of_the_object(), Memory::of_the_layout());
     assert!(object.maps <= layout.maps, "{object:?} {layout:?}");
     assert!(object.cpu <= layout.cpu, "{object:?} {layout:?}");
+}
+
+/// The kernel says of each map what it takes (`memlock`; before Linux 6.4 an estimate that leaves
+/// out what is beside keys and values).
+#[test]
+#[ignore = "needs root"]
+fn the_kernel_counts_the_same() {
+    let cluster = Cluster::new(&Spec::default());
+    let manifests = Scratch::new("manifests");
+    let agent = Agent::start(&cluster.nodes[0], manifests.path(), AgentOptions::default());
+    let object = object::bytes().expect("cargo xtask build-ebpf");
+    let pins = Pins::new(agent.pin_path());
+    let mut kernel = 0;
+    for name in pinned_maps(&object).expect("a BPF object").into_keys() {
+        let map = sys::obj_get(&pins.map(&name), Access::ReadOnly).expect("a pinned map");
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()));
+        let info = info.expect("fdinfo");
+        let memlock = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+        kernel += memlock.expect("memlock").trim().parse::<usize>().expect("a number");
+    }
+    let memory = Memory::of_the_object();
+    let ours = memory.maps + memory.cpu * possible_cpus();
+    assert!(kernel <= ours + ours / 100 && kernel >= ours / 2, "kernel {kernel}, chart {ours}");
+}
+
+fn possible_cpus() -> usize {
+    let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible").expect("CPUs");
+    let last = possible.trim().rsplit(['-', ',']).next().expect("a number");
+    last.parse::<usize>().expect("a number") + 1
 }
 
 #[test]

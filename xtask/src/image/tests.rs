@@ -47,8 +47,7 @@ fn digests_in_the_archive_are_those_of_its_parts() {
 
     let layer = entries(layer);
     assert_eq!(layer["lbxdp-agent"], b"an agent");
-    let (directories, files): (Vec<_>, Vec<_>) =
-        layer.keys().partition(|name| name.ends_with('/'));
+    let (directories, files): (Vec<_>, Vec<_>) = layer.keys().partition(|name| name.ends_with('/'));
     assert_eq!(files, ["lbxdp-agent"]);
     assert_eq!(directories, MOUNT_POINTS.iter().collect::<Vec<_>>());
 }
