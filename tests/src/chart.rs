@@ -97,7 +97,7 @@ pub fn all_values() -> Value {
         "snatPorts": "61000-62000",
         "xdpMode": "off",
         "tcMode": "clsact",
-        "bulkRemovalHold": "1m",
+        "bulkRemovalHoldSeconds": 60,
         "log": "debug",
         "listen": { "address": "::", "port": 10470 },
         "paths": { "bpffs": "/sys/fs/bpf", "cgroup": "/sys/fs/cgroup/unified", "state": "/srv/lbxdp" },

@@ -69,6 +69,12 @@ fn it_renders_with_the_least_and_with_everything() {
     assert_complete(&settings(&all));
     let kinds: BTreeSet<_> = all.iter().map(|object| object["kind"].as_str().unwrap()).collect();
     assert!(kinds.contains("PodMonitor") && kinds.contains("PrometheusRule"), "{kinds:?}");
+    let mut without_cgroup = least_values();
+    without_cgroup["paths"] = json!({ "cgroup": "" });
+    let without = helm.objects(&without_cgroup).expect("no cgroup");
+    assert_typed(&without);
+    assert_eq!(settings(&without)["LBXDP_CGROUP"], "none");
+    assert!(!json!(without).to_string().contains("/host/cgroup"));
     for values in [least_values(), all_values()] {
         helm.lint(&values).expect("lint");
     }

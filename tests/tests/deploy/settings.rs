@@ -20,8 +20,13 @@ const WITHOUT_FLAG: &[&str] = &["LBXDP_LOG"];
 
 /// What the chart deliberately does not offer: another input, a place that is mounted, what costs
 /// time with each packet.
-const NOT_OFFERED: &[&str] =
-    &["LBXDP_KUBECONFIG", "LBXDP_MANIFESTS", "LBXDP_PACKET_LOG", "LBXDP_PIN_PATH"];
+const NOT_OFFERED: &[&str] = &[
+    "LBXDP_KUBECONFIG",
+    "LBXDP_MANIFESTS",
+    "LBXDP_PACKET_LOG",
+    "LBXDP_PIN_PATH",
+    "LBXDP_SERVICE_ACCOUNT",
+];
 
 /// Every setting in these objects: of the ConfigMap, and of the container.
 pub fn settings(objects: &[Value]) -> BTreeMap<String, String> {

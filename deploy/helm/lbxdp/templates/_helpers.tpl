@@ -54,7 +54,7 @@ limits:
 # How nodes reach the API server without any Service; several addresses are separated by commas. Not
 # the address of the Service "kubernetes": nobody serves it before the agent does.
 LBXDP_API_SERVERS: {{ join "," .Values.apiServers | quote }}
-LBXDP_BULK_REMOVAL_HOLD: {{ .Values.bulkRemovalHold | quote }}
+LBXDP_BULK_REMOVAL_HOLD: {{ .Values.bulkRemovalHoldSeconds | quote }}
 LBXDP_LISTEN: {{ printf (contains ":" .Values.listen.address | ternary "[%s]:%d" "%s:%d") .Values.listen.address (int .Values.listen.port) | quote }}
 LBXDP_LOG: {{ .Values.log | quote }}
 LBXDP_SNAT_PORTS: {{ .Values.snatPorts | quote }}
