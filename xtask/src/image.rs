@@ -40,7 +40,7 @@ const MOUNT_POINTS: &[&str] = &[
 /// Options of `cargo xtask image`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The archive; target/image/lbxdp.tar if not given.
+    /// The archive; target/lbxdp.tar if not given.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Tag of the image `localhost/lbxdp`.
@@ -55,7 +55,7 @@ pub fn run(options: &Options) -> Result<()> {
     let archive = archive(&agent, &options.tag)?;
     let output = match &options.output {
         Some(output) => output.clone(),
-        None => root().join("target/image/lbxdp.tar"),
+        None => root().join("target/lbxdp.tar"),
     };
     if let Some(directory) = output.parent() {
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
