@@ -284,7 +284,10 @@ impl Pins {
                 Some("mode=0700"),
             )
             .with_context(|| {
-                format!("pin path {root}: no BPF file system at {BPFFS}, and mounting one failed")
+                format!(
+                    "pin path {root}: no BPF file system at {BPFFS}, and mounting one failed; on \
+                     the node, as root: `mount -t bpf bpf {BPFFS}`"
+                )
             })?;
         }
         for directory in [self.maps(), self.links_dir(), self.cgroup_links_dir()] {

@@ -7,6 +7,7 @@
 //! * [`kube`]: a Kubernetes API, and what may happen on the way to it.
 //! * [`nginx`]: a real web server.
 //! * [`traffic`]: servers and clients, in this process or through the program `lbxdp-testd`.
+//! * [`chart`] and [`go`]: the Helm chart, and the pinned tool that renders it.
 //! * [`sweep`]: nothing survives, whatever happens to the process.
 //!
 //! Everything is named after the process that made it, so tests run side by side, and the next
@@ -15,7 +16,9 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod chart;
 pub mod cluster;
+pub mod go;
 pub mod kube;
 pub mod link;
 pub mod manifests;

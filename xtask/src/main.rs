@@ -2,8 +2,10 @@
 
 mod bench;
 mod build_ebpf;
+mod chart;
 mod ci;
 mod demo;
+mod image;
 mod setup;
 mod test;
 mod util;
@@ -19,6 +21,10 @@ enum Task {
     Setup,
     /// Build the packet programs into target/bpf/lbxdp-ebpf.
     BuildEbpf,
+    /// Write the container image: a docker-archive with the static agent and nothing else.
+    Image(image::Options),
+    /// Render deploy/manifests/lbxdp.yaml from the Helm chart.
+    Chart(chart::Options),
     /// A client, two nodes and four pods on this machine, and real requests.
     Demo,
     /// Run every test; the last line is `N passed, N failed, N skipped`.
@@ -33,6 +39,8 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Setup => setup::run(),
         Task::BuildEbpf => build_ebpf::run(),
+        Task::Image(options) => image::run(&options),
+        Task::Chart(options) => chart::run(&options),
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),

@@ -30,6 +30,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("sysctl", "procps"),
 ];
 
+/// What building static programs needs beside the compiler: parts of the TLS library are in C.
+const STATIC_PROGRAMS: &[(&str, &str)] = &[("musl-gcc", "musl-tools")];
+
 const MINIMUM_KERNEL: (u32, u32) = (5, 15);
 const BPFFS: &str = "/sys/fs/bpf";
 
@@ -70,6 +73,20 @@ pub fn toolchain() -> Result<()> {
     Ok(())
 }
 
+/// The target of static programs on this machine, with what building for it needs.
+pub fn musl_target() -> Result<String> {
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let libdir = output(command("rustc").args(["--print", "target-libdir", "--target", &target]));
+    if !Path::new(libdir.context("rustc")?.trim()).exists() {
+        step(&format!("installing the standard library for {target}"));
+        util::run(command("rustup").args(["target", "add", &target])).with_context(|| {
+            format!("the image has a static program: install the target {target} of this toolchain")
+        })?;
+    }
+    packages(STATIC_PROGRAMS)?;
+    Ok(target)
+}
+
 /// What running the dataplane needs.
 pub fn machine() -> Result<()> {
     ensure!(
@@ -77,7 +94,7 @@ pub fn machine() -> Result<()> {
         "network namespaces and BPF programs need root: run this as root"
     );
     kernel()?;
-    packages()?;
+    packages(PROGRAMS)?;
     bpffs()
 }
 
@@ -98,9 +115,10 @@ fn kernel() -> Result<()> {
     Ok(())
 }
 
-fn packages() -> Result<()> {
+/// Installs the packages of those `programs` that are not there.
+fn packages(programs: &[(&str, &str)]) -> Result<()> {
     let missing = || -> Vec<(&str, &str)> {
-        PROGRAMS.iter().copied().filter(|(program, _)| !installed(program)).collect()
+        programs.iter().copied().filter(|(program, _)| !installed(program)).collect()
     };
     let wanted = missing();
     if wanted.is_empty() {

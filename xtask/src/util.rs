@@ -29,9 +29,13 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 }
 
 fn cargo_bin() -> Option<PathBuf> {
+    Some(cargo_home()?.join("bin"))
+}
+
+/// Where cargo keeps programs and other people's sources.
+pub fn cargo_home() -> Option<PathBuf> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    Some(home?.join("bin"))
+    home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))
 }
 
 /// The cargo that runs this task.

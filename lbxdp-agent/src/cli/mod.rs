@@ -11,7 +11,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::pins::{DEFAULT_PIN_PATH, Pins};
@@ -70,6 +70,11 @@ impl ReadArgs {
     fn pins(&self) -> Pins {
         Pins::new(&self.pins.pin_path)
     }
+}
+
+/// The command line, for what documents it or sets it up.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses the command line and carries it out. Exit status 0 for success, 1 for failure, 2 for a
