@@ -5,15 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 /// Settings of the chart that the agent has not got yet. Each must go from here when it comes.
-const PENDING: &[&str] = &[
-    "LBXDP_API_SERVERS",
-    "LBXDP_BULK_REMOVAL_HOLD",
-    "LBXDP_CGROUP",
-    "LBXDP_POD_DEVICES",
-    "LBXDP_SERVICE_CIDRS",
-    "LBXDP_SOURCE_RANGES_ALL_FRONTENDS",
-    "LBXDP_STATE_DIR",
-];
+const PENDING: &[&str] = &[];
 
 /// What the agent reads without a flag.
 const WITHOUT_FLAG: &[&str] = &["LBXDP_LOG"];
