@@ -74,6 +74,13 @@ enum TcFlag {
 /// Level of `info!` in the programs, as `aya_log` counts.
 const INFO: u8 = 3;
 
+impl RunArgs {
+    /// What the command line lacks, if anything.
+    pub fn missing(&self) -> Option<&'static str> {
+        self.source.missing()
+    }
+}
+
 /// Runs the agent until SIGINT or SIGTERM.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let RunArgs {
@@ -91,7 +98,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     } = args;
     snat_ports::check(&snat_ports, &HostPorts::read()?)?;
     let options = Options {
-        source: source.options()?,
+        source: source.options(),
         node_name,
         index: index::Config { allow_external_ips, node_port_addresses },
         devices,
