@@ -41,8 +41,8 @@ const SOCKETS_EVERY: Duration = Duration::from_secs(1);
 
 /// What readiness waits for is looked at this often before there is an input.
 const WAITING_EVERY: Duration = Duration::from_secs(1);
-/// After a reconciliation of a change the next one waits for so many times as long as it took, so
-/// that a stream of changes costs a fifth of a processor and no more.
+/// After a reconciliation of a change the next one waits for so many times what it cost, so that a
+/// stream of changes takes a fifth of a processor and no more.
 const PAUSE_FACTOR: u32 = 4;
 /// But no longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -166,9 +166,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
         if sweep || retry_due.is_some_and(|due| due <= now) {
             let current = Arc::clone(&network.borrow_and_update());
-            let start = Instant::now();
+            let start = sys::thread_time();
             retry_due = agent.reconcile(&current, sweep).map(|wait| Instant::now() + wait);
-            not_before = Instant::now() + (start.elapsed() * PAUSE_FACTOR).min(LONGEST_PAUSE);
+            let cost = sys::thread_time().saturating_sub(start);
+            not_before = Instant::now() + (cost * PAUSE_FACTOR).min(LONGEST_PAUSE);
             devices_due = now;
             sockets_changed = Instant::now();
             sockets_due = Some(sockets_changed);

@@ -11,6 +11,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -81,6 +82,11 @@ pub fn command() -> clap::Command {
 /// command line that says nothing sensible.
 pub fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
+    if let Command::Run(args) = &command
+        && let Some(missing) = args.missing()
+    {
+        Cli::command().error(ErrorKind::MissingRequiredArgument, missing).exit();
+    }
     let log = EnvFilter::try_from_env("LBXDP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(log)

@@ -138,6 +138,13 @@ fn apart(devices: &[String], pods: &[Pattern]) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl RunArgs {
+    /// What the command line lacks, if anything.
+    pub fn missing(&self) -> Option<&'static str> {
+        self.source.missing()
+    }
+}
+
 /// Runs the agent until SIGINT or SIGTERM.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let RunArgs {
@@ -160,7 +167,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     apart(&devices, &pod_devices)?;
     snat_ports::check(&snat_ports, &HostPorts::read()?)?;
     let options = Options {
-        source: source.options()?,
+        source: source.options(),
         node_name,
         index: index::Config {
             allow_external_ips,

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::ensure;
 use clap::{ArgGroup, Args};
 
 use crate::source::Options;
@@ -53,17 +52,22 @@ pub struct StateArgs {
 }
 
 impl SourceArgs {
-    /// The one of the two that was asked for; an error if neither was.
-    pub fn options(self) -> anyhow::Result<Options> {
-        let Self { manifests, kubeconfig, servers, service_account, bulk_removal_hold, state } =
-            self;
-        ensure!(
-            manifests.is_some() || kubeconfig.is_some() || !servers.is_empty(),
+    /// What is missing, if nothing says where Services are. (The parser would name one flag only.)
+    pub fn missing(&self) -> Option<&'static str> {
+        let Self { manifests, kubeconfig, servers, .. } = self;
+        let is_said = manifests.is_some() || kubeconfig.is_some() || !servers.is_empty();
+        (!is_said).then_some(
             "nothing says where Services are: give --manifests DIR, --kubeconfig FILE or, in a pod, \
              --api-server URL (the address that pods are told is a ClusterIP, which nobody serves \
-             before this agent does)"
-        );
-        Ok(match manifests {
+             before this agent does)",
+        )
+    }
+
+    /// The one of the two that was asked for.
+    pub fn options(self) -> Options {
+        let Self { manifests, kubeconfig, servers, service_account, bulk_removal_hold, state } =
+            self;
+        match manifests {
             Some(dir) => Options::Manifests(dir),
             None => Options::Kube(kube::Options {
                 access: AccessOptions {
@@ -74,6 +78,6 @@ impl SourceArgs {
                 state_dir: state.state_dir,
                 bulk_removal_hold: Duration::from_secs(bulk_removal_hold),
             }),
-        })
+        }
     }
 }

@@ -66,12 +66,13 @@ fn a_new_token_is_used_at_once() {
 #[ignore = "needs root"]
 fn in_a_pod_an_address_is_asked_for_and_never_the_cluster_ip() {
     let agent = workspace_binary("lbxdp-agent");
+    let pins = lbxdp_tests::sweep::unique_pin_path();
     let run = |more: &[&str]| {
         let mut command = command(&agent);
-        command.args(["run", "--node-name", "n", "--pin-path", "/sys/fs/bpf/lbxdp-test-none"]);
+        command.args(["run", "--node-name", "n", "--pin-path"]).arg(&pins);
         command.env("KUBERNETES_SERVICE_HOST", "10.96.0.1").args(more);
         let output = command.output().expect("run the agent");
-        let _ = std::fs::remove_dir("/sys/fs/bpf/lbxdp-test-none");
+        let _ = std::fs::remove_dir_all(&pins);
         assert!(!output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
     };

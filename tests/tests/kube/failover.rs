@@ -7,7 +7,7 @@ use lbxdp_tests::{Agent, AgentOptions};
 use nix::sys::signal::Signal;
 
 use crate::world::{
-    BACK_WITHIN, CHANGE_WITHIN, LONG, World, is_connected, service, source, wait_backends,
+    BACK_WITHIN, CHANGE_WITHIN, LONG, World, is_connected, service, wait_backends, wait_source,
 };
 
 #[test]
@@ -19,7 +19,7 @@ fn one_of_two_api_servers_is_enough() {
     let flags = world.in_pod(&[&urls[0], &urls[1]]);
     let agent = Agent::watch(world.cluster.node(0), &flags, AgentOptions::default());
     wait_backends(&agent, 1, Some(2), CHANGE_WITHIN);
-    assert_eq!(source(&agent)["server"], format!("{}/", urls[0]));
+    wait_source(&agent, "server", format!("{}/", urls[0]));
 
     // The first one dies.
     world.plane.servers[0].kill();
@@ -28,7 +28,7 @@ fn one_of_two_api_servers_is_enough() {
     world.plane.servers[1].api().apply(&service(2).with(&endpoints));
     wait_backends(&agent, 2, Some(2), BACK_WITHIN);
     println!("at the second server after {:?}", start.elapsed());
-    assert_eq!(source(&agent)["server"], format!("{}/", urls[1]));
+    wait_source(&agent, "server", format!("{}/", urls[1]));
     world.plane.servers[0].start();
     world.plane.servers[0].wait_ready();
 
@@ -39,7 +39,7 @@ fn one_of_two_api_servers_is_enough() {
     wait_backends(&agent, 3, Some(2), LONG);
     println!("away from a server that hangs after {:?}", start.elapsed());
     wait_until("connected", LONG, || is_connected(&agent));
-    assert_eq!(source(&agent)["server"], format!("{}/", urls[0]));
+    wait_source(&agent, "server", format!("{}/", urls[0]));
     world.plane.servers[1].signal(Signal::SIGCONT);
     assert!([1, 2, 3].into_iter().all(|last| world.answers(last)));
 }

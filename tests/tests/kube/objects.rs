@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::world::{CHANGE_WITHIN, World, is_connected, service, source, wait_backends};
+use crate::world::{CHANGE_WITHIN, World, is_connected, service, wait_backends, wait_source};
 use lbxdp_tests::manifests::{Endpoint, Port, Service};
 use lbxdp_tests::process::wait_until;
 
@@ -17,9 +17,9 @@ fn every_kind_of_object_arrives_and_every_change_of_it() {
     wait_backends(&agent, 1, Some(2), CHANGE_WITHIN);
     assert!(world.answers(1));
     assert!(is_connected(&agent));
-    let source = source(&agent);
-    assert_eq!((&source["running"], &source["connected"]), (&json!(true), &json!(true)));
-    assert_eq!(source["server"], format!("{}/", world.plane.servers[0].url));
+    wait_source(&agent, "running", true);
+    wait_source(&agent, "connected", true);
+    wait_source(&agent, "server", format!("{}/", world.plane.servers[0].url));
 
     // A new Service, then its slices, then an endpoint less.
     let (node, pod) = world.cluster.pods().next().expect("a pod");

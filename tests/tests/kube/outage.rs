@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use lbxdp_tests::process::wait_until;
 use nix::sys::signal::Signal;
 
-use crate::world::{BACK_WITHIN, CHANGE_WITHIN, LONG, World, is_connected, source, wait_backends};
+use crate::world::{
+    BACK_WITHIN, CHANGE_WITHIN, LONG, World, is_connected, wait_backends, wait_source,
+};
 
 /// Changes that an agent has to catch up on: one Service more, one less.
 fn change(world: &World) {
@@ -30,7 +32,7 @@ fn a_stopped_api_server_takes_nothing_away_and_what_changed_is_there_soon() {
     wait_until("the silence is noticed", LONG, || !is_connected(&agent));
     assert!(world.answers(1) && world.answers(2), "{}", agent.log());
     assert_eq!(agent.get("/readyz").map(|(status, _)| status), Some(200));
-    assert_eq!(source(&agent)["connected"], false);
+    wait_source(&agent, "connected", false);
 
     world.plane.servers[0].signal(Signal::SIGCONT);
     let back = Instant::now();

@@ -174,10 +174,14 @@ pub fn is_connected(agent: &Agent) -> bool {
     })
 }
 
-/// What `status` says about the source.
-pub fn source(agent: &Agent) -> Value {
-    let dir = agent.state_dir().display().to_string();
-    agent.json(&["status", "--state-dir", &dir])["source"].clone()
+/// Waits until `status` says this about the source. The agent writes it down a moment after it
+/// has happened.
+#[track_caller]
+pub fn wait_source(agent: &Agent, field: &str, value: impl Into<Value>) {
+    let (dir, value) = (agent.state_dir().display().to_string(), value.into());
+    wait_until(&format!("{field} is {value}"), CHANGE_WITHIN, || {
+        agent.json(&["status", "--state-dir", &dir])["source"][field] == value
+    });
 }
 
 /// Waits until the agent's log has this text, from this offset on.
