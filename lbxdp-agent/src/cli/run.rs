@@ -1,6 +1,7 @@
 //! `lbxdp-agent run`: the flags, checked and handed on.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
