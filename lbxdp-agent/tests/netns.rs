@@ -32,7 +32,7 @@ use lbxdp_common::{
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// How long the kernel and the monitor may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn run(command: &str) {
     let mut words = command.split_whitespace();

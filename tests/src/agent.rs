@@ -212,7 +212,14 @@ impl Agent {
         run(self.inside().args(arguments).arg("--pin-path").arg(&self.pin_path))
     }
 
-    /// The same with `-o json`.
+    /// Whether a subcommand has something to show: not before the agent has made its maps.
+    pub fn can(&self, arguments: &[&str]) -> bool {
+        let mut command = self.inside();
+        command.args(arguments).arg("--pin-path").arg(&self.pin_path);
+        command.output().is_ok_and(|output| output.status.success())
+    }
+
+    /// [`Self::cli`] with `-o json`.
     #[track_caller]
     pub fn json(&self, arguments: &[&str]) -> Value {
         let mut arguments = arguments.to_vec();

@@ -65,7 +65,8 @@ impl Memory {
         self.array(size_of::<Backend<A>>(), MAX_BACKENDS);
         self.hash(size_of::<FlowKey<A>>(), size_of::<Flow<A>>(), MAX_FLOWS);
         self.per_cpu_array(size_of::<FrontendStats>(), MAX_FRONTENDS);
-        self.trie(size_of::<RangeKey<A>>(), size_of::<u32>(), MAX_RANGES);
+        // The length of the prefix comes before the key.
+        self.trie(size_of::<u32>() + size_of::<RangeKey<A>>(), size_of::<u32>(), MAX_RANGES);
         self.hash(size_of::<SocketKey<A>>(), size_of::<SocketPeer<A>>(), MAX_SOCKETS);
         self.hash(size_of::<FragmentKey<A>>(), size_of::<FragmentPorts>(), MAX_FRAGMENTS);
     }

@@ -93,6 +93,7 @@ fn a_first_start_without_an_api_is_not_ready_and_programs_nothing() {
     wait_until("it says why", LONG, || {
         agent.get("/readyz").is_some_and(|(status, text)| status == 503 && text.contains("refused"))
     });
+    wait_until("its maps are there", LONG, || agent.can(&["status"]));
     assert_eq!(agent.status().0["frontends"], 0);
     world.plane.servers[0].start();
     world.plane.servers[0].wait_ready();

@@ -7,7 +7,7 @@ use lbxdp_agent::apply::pinned::FlowEntry;
 use lbxdp_common::{Flow, FlowKey};
 use lbxdp_tests::cluster::{CLIENT_V4, CLIENT_V6};
 use lbxdp_tests::manifests::{Port, Service};
-use lbxdp_tests::process::{command, run};
+use lbxdp_tests::process::{command, run, wait_until};
 use lbxdp_tests::traffic::echo::Client;
 use lbxdp_tests::traffic::socket::{Source, reset};
 use lbxdp_tests::traffic::udp;
@@ -148,6 +148,19 @@ fn evict(world: &World, v6: bool, key: &str) {
     run(&mut bpftool);
 }
 
+/// Until nothing has been counted for longer than TCP delays an acknowledgement.
+fn wait_quiet(world: &World) {
+    const QUIET: Duration = Duration::from_millis(250);
+    let (mut counts, mut since) = (world.counts(), Instant::now());
+    wait_until("nothing is under way", TIMEOUT, || {
+        let now = world.counts();
+        if !now.changes_since(&counts).is_empty() {
+            (counts, since) = (now, Instant::now());
+        }
+        since.elapsed() > QUIET
+    });
+}
+
 fn connections_outlive_their_entries(pod: &str) {
     let world = World::with_pods(1, 1);
     lone(&world, 20, pod);
@@ -163,6 +176,8 @@ fn connections_outlive_their_entries(pod: &str) {
         };
         for (which, restored) in [("request", true), ("reply", true), ("both", false)] {
             let (request, reply) = both_there(which);
+            // A packet between one removal and the next would bring back what is gone.
+            wait_quiet(&world);
             let before = world.counts();
             if which != "reply" {
                 evict(&world, v6, &request);

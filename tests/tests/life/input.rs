@@ -159,6 +159,9 @@ fn an_invalid_edit_keeps_the_last_good_state_and_the_repair_is_served() {
     wait_other(&world, 80);
     let good = documents(&other(80).with(&endpoints));
     let path = world.manifests.path().join(OTHER_FILE);
+    // No manifest by its name. What is made there takes the file's place in one step, so that the file is
+    // never seen to be gone.
+    let aside = world.manifests.path().join("aside");
 
     let break_it: [(&str, &dyn Fn()); 5] = [
         ("not valid YAML", &|| world.manifests.write_text(OTHER_FILE, "kind: [\n")),
@@ -166,12 +169,12 @@ fn an_invalid_edit_keeps_the_last_good_state_and_the_repair_is_served() {
             fs::write(&path, b"kind:\xff\xfe").expect("written");
         }),
         ("is not a regular file", &|| {
-            fs::remove_file(&path).expect("removed");
-            run(command("mkfifo").arg(&path));
+            run(command("mkfifo").arg(&aside));
+            fs::rename(&aside, &path).expect("renamed");
         }),
         ("cannot be read", &|| {
-            fs::remove_file(&path).expect("removed");
-            symlink(OTHER_FILE, &path).expect("a link to itself");
+            symlink(OTHER_FILE, &aside).expect("a link to itself");
+            fs::rename(&aside, &path).expect("renamed");
         }),
         ("spec.ports[0].port: invalid type", &|| {
             let broken = good.replace("port: 80\n", "port: \"http\"\n");

@@ -73,7 +73,7 @@ fn agents_killed_and_stopped_during_transfers_lose_no_byte_and_refuse_nobody() {
     // need more ports than the usual range has.
     let options = AgentOptions { snat_ports: Some((10_000, 29_999)), ..AgentOptions::default() };
     let mut world = World::start(&pods(1, 1), options);
-    let (rounds, seconds) = if lbxdp_tests::long() { (25, 120) } else { (2, 10) };
+    let (rounds, seconds) = if lbxdp_tests::long() { (25, 120) } else { (2, 20) };
     let traffic = Traffic::start(&world, seconds);
     for _ in 0..rounds {
         world.agent.kill9();
