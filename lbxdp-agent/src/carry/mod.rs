@@ -116,6 +116,17 @@ enum Step {
     Finish,
 }
 
+impl Step {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fill => "all there is",
+            Self::Join => "what changed since",
+            Self::Follow => "what changed while programs are replaced",
+            Self::Finish => "the rest",
+        }
+    }
+}
+
 impl Pair {
     /// `None` if there is nothing to copy: one of both has no such map, or both have the same one.
     fn open(layout: &'static Layout, from: &Path, to: &Path) -> anyhow::Result<Option<Self>> {
@@ -348,16 +359,20 @@ impl Carry {
     }
 
     fn carry(&mut self, step: Step) {
+        let mut all = Carried::default();
         for pair in &mut self.pairs {
             let map = pair.layout.name;
             match pair.carry(step) {
-                Ok(Carried { copied: 0, lost: 0 }) => {}
-                Ok(Carried { copied, lost }) => {
-                    tracing::info!(map, copied, lost, "carried over ({step:?})");
+                Ok(carried) => {
+                    let Carried { copied, lost } = carried;
+                    tracing::debug!(map, copied, lost, "carried over");
+                    all += carried;
                 }
                 Err(error) => tracing::warn!(map, %error, "not carried over"),
             }
         }
+        let Carried { copied, lost } = all;
+        tracing::info!(copied, lost, "elements of maps carried over: {}", step.as_str());
     }
 
     /// Lets the programs that use these maps begin nothing new. To them every address becomes one of

@@ -73,11 +73,14 @@ struct Pings {
 }
 
 impl Pings {
+    /// Enough that both backends have some.
+    const COUNT: u16 = 16;
+
     fn start(world: &World, targets: &[SocketAddr]) -> Vec<Self> {
         let start = |to: &SocketAddr| {
             let (to, is_over) = (*to, Arc::new(AtomicBool::new(false)));
             let until = Arc::clone(&is_over);
-            let held = world.cluster.client.run(|| Held::open(to, 8, 0, TIMEOUT));
+            let held = world.cluster.client.run(|| Held::open(to, Self::COUNT, 0, TIMEOUT));
             let mut held = held.unwrap_or_else(|error| panic!("{to}: {error}"));
             let thread = std::thread::spawn(move || {
                 while !until.load(Ordering::Relaxed) {
@@ -95,7 +98,7 @@ impl Pings {
         self.is_over.store(true, Ordering::Relaxed);
         let report = self.thread.join().expect("the thread does not panic").report();
         assert_eq!(report.broken.len(), 0, "{:?}", report.broken);
-        assert_eq!(report.open.values().sum::<u32>(), 8);
+        assert_eq!(report.open.values().sum::<u32>(), u32::from(Self::COUNT));
         assert_eq!(report.open.len(), 2, "a local and a remote backend: {:?}", report.open);
     }
 }
@@ -157,7 +160,20 @@ fn went_back(before: &Status, after: &Status) -> Vec<(String, i128)> {
 #[test]
 fn maps_of_another_layout_take_over_and_back_and_no_byte_is_lost() {
     let cgroup = Cgroup::new("upgrade");
-    let mut world = World::start(&pods(1, 1), options(&cgroup));
+    up_and_back(options(&cgroup), &cgroup, 3, if lbxdp_tests::long() { 120 } else { 40 });
+}
+
+#[test]
+fn the_same_without_tcx() {
+    let cgroup = Cgroup::new("upgrade-clsact");
+    let mut options = options(&cgroup);
+    options.extra.extend(["--tc-mode", "clsact"].map(str::to_owned));
+    up_and_back(options, &cgroup, 1, 20);
+}
+
+/// So many times, with transfers that last about so many seconds.
+fn up_and_back(options: AgentOptions, cgroup: &Cgroup, rounds: usize, seconds: u64) {
+    let mut world = World::start(&pods(1, 1), options);
     let node_port = |v6| SocketAddr::new(world.node().ip(v6), 30080);
     let from_pod = cluster_ip(false, 10).parse::<IpAddr>().expect("an address");
     let churns = [
@@ -170,10 +186,10 @@ fn maps_of_another_layout_take_over_and_back_and_no_byte_is_lost() {
         ),
     ];
     let pings = Pings::start(&world, &[vip(false, 10, 7), vip(true, 10, 7)]);
-    let mut sockets = Sockets::start(&world, &cgroup);
-    let traffic = Traffic::start(&world, if lbxdp_tests::long() { 120 } else { 30 });
+    let mut sockets = Sockets::start(&world, cgroup);
+    let traffic = Traffic::start(&world, seconds);
     let mut before = world.agent.status();
-    for _ in 0..3 {
+    for _ in 0..rounds {
         for program in [NEXT, THIS] {
             world.becomes(program);
             sockets.go_on();
@@ -210,7 +226,7 @@ fn clients_keep_their_backend_over_an_upgrade_and_back() {
 
 /// Every step at which an agent may be cut off. The next one is of the same version and of the
 /// other one in turn, so that each is gone on from and gone back from.
-const STEPS: [&str; 8] = [
+const STEPS: [&str; 9] = [
     "new",
     "filled",
     "in place",
@@ -218,12 +234,15 @@ const STEPS: [&str; 8] = [
     "closed",
     "sockets replaced",
     "one link replaced",
+    "replaced",
     "parted",
 ];
 
-fn killed_at_each_step_of(start: AgentOptions, cgroup: &Cgroup) {
-    let mut world = World::start(&pods(1, 1), start);
-    let mut sockets = Sockets::start(&world, cgroup);
+#[test]
+fn an_agent_that_is_killed_at_any_step_leaves_what_either_version_goes_on_from() {
+    let cgroup = Cgroup::new("upgrade-killed");
+    let mut world = World::start(&pods(1, 1), options(&cgroup));
+    let mut sockets = Sockets::start(&world, &cgroup);
     let pings = Pings::start(&world, &[vip(false, 10, 7), vip(true, 10, 7)]);
     let spread = Spread::new(target(false, Probe::Http), Probe::Http, 1);
     let churn = Churn::start(&world.cluster.client, spread, PAUSE);
@@ -259,12 +278,6 @@ fn killed_at_each_step_of(start: AgentOptions, cgroup: &Cgroup) {
     assert_eq!(outcome.failed, 0, "{:?}", outcome.errors);
     pings.into_iter().for_each(Pings::all_went_well);
     assert_eq!(world.counts().all_drops(), 0);
-}
-
-#[test]
-fn an_agent_that_is_killed_at_any_step_leaves_what_either_version_goes_on_from() {
-    let cgroup = Cgroup::new("upgrade-killed");
-    killed_at_each_step_of(options(&cgroup), &cgroup);
 }
 
 #[test]
