@@ -8,9 +8,11 @@ fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("lbxdp-ebpf");
 
+    let is_next = env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some();
+    let name = if is_next { "lbxdp-ebpf-next" } else { "lbxdp-ebpf" };
     let object = match env::var_os("LBXDP_EBPF_OBJECT") {
         Some(path) => PathBuf::from(path),
-        None => built_object(&manifest.join("..").join("target").join("bpf")),
+        None => built_object(&manifest.join("..").join("target").join("bpf"), name),
     };
     if object.exists() {
         println!("cargo::rerun-if-changed={}", object.display());
@@ -23,8 +25,8 @@ fn main() {
 
 /// Where `cargo xtask build-ebpf` leaves the object. An empty file stands in for it before the
 /// first build: cargo reruns a build script each time when a file it watches does not exist.
-fn built_object(directory: &Path) -> PathBuf {
-    let object = directory.join("lbxdp-ebpf");
+fn built_object(directory: &Path, name: &str) -> PathBuf {
+    let object = directory.join(name);
     if !object.exists() {
         // A read-only checkout has no object and cannot get one: nothing to watch.
         let _ = fs::create_dir_all(directory).and_then(|()| fs::write(&object, []));

@@ -104,6 +104,23 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     if has_packet_log {
         forward_packet_log(&mut dataplane)?;
     }
+    let first = match first {
+        Some(change) => Some(change),
+        // Nothing is programmed, attached or detached for want of an input.
+        None => loop {
+            tokio::select! {
+                change = source.changed() => break Some(change),
+                () = sleep(WAITING_EVERY) => {
+                    health.turned();
+                    health.waiting(Some(source.waiting()));
+                }
+                _ = interrupt.recv() => break None,
+                _ = terminate.recv() => break None,
+            }
+        },
+    };
+    let Some(first) = first else { return Ok(()) };
+    dataplane.adopt()?;
     let maps = dataplane.maps()?;
     let socket_maps = SocketMaps::open(dataplane.pins(), Access::ReadWrite)?;
     let monitor = Monitor::start().context("following the network by netlink")?;
@@ -132,22 +149,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         listeners: Listeners::new(Arc::clone(&health)),
         health,
     };
-    let first = match first {
-        Some(change) => Some(change),
-        // Nothing is programmed, attached or detached for want of an input.
-        None => loop {
-            tokio::select! {
-                change = source.changed() => break Some(change),
-                () = sleep(WAITING_EVERY) => {
-                    agent.health.turned();
-                    agent.health.waiting(Some(source.waiting()));
-                }
-                _ = interrupt.recv() => break None,
-                _ = terminate.recv() => break None,
-            }
-        },
-    };
-    let Some(first) = first else { return Ok(()) };
     agent.take(first);
     agent.health.waiting(None);
     let mut not_before = Instant::now();

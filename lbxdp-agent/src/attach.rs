@@ -13,12 +13,14 @@
 //! also tells the status while no agent runs ([`read_status`]).
 
 pub mod cgroup;
+mod step;
+mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
@@ -28,9 +30,10 @@ use aya::{Ebpf, EbpfLoader};
 
 use crate::apply::MapError;
 use crate::apply::pinned::PinnedMaps;
+use crate::carry::{self, Carry};
 use crate::device::{self, NoXdp, Rules, Selection, TC_PAIRS, Wanted, Why};
 use crate::netlink::Network;
-use crate::netlink::tc::Tc;
+use crate::netlink::tc::{Place, Tc};
 use crate::pins::{self, LinkPin, MapSpec, Pins};
 use crate::service_cidrs::ServiceCidrs;
 use crate::sys::{self, Access, Point};
@@ -147,6 +150,9 @@ pub struct Dataplane {
     frags: bool,
     tc_kind: TcKind,
     rebuilt: Vec<pins::Mismatch>,
+    /// Maps in use that other ones are to replace.
+    replaces: Option<PathBuf>,
+    takeover: Option<takeover::TakeOver>,
     /// Leftovers of earlier agents are gone.
     settled: bool,
     /// Pods' devices were left for the next round.
@@ -159,7 +165,7 @@ const POD_ROUND: Duration = Duration::from_millis(500);
 
 impl Dataplane {
     /// Loads `object`, on the pinned maps if they fit and on new ones if not. Nothing is attached
-    /// yet, and what is attached keeps running.
+    /// yet, and what is attached keeps running, on maps that stay what they are.
     pub fn load(object: &[u8], config: &Config) -> anyhow::Result<Self> {
         ensure!(
             kernel_at_least(5, 15),
@@ -167,17 +173,29 @@ impl Dataplane {
         );
         let pins = Pins::new(&config.pin_path);
         pins.prepare()?;
+        let pins_in = || format!("pins in {}", pins.root().display());
+        pins.recover().with_context(pins_in)?;
         let specs = pins::pinned_maps(object)?;
         let rebuilt = pins.verify(&specs);
         for mismatch in &rebuilt {
-            tracing::warn!("{mismatch}: all maps are rebuilt, established flows are forgotten");
+            tracing::warn!("{mismatch}: all maps are rebuilt");
         }
-        if !rebuilt.is_empty() {
-            pins.set_aside().context("putting the old maps aside")?;
-        }
-        let loaded = load_programs(object, config, &pins, &specs);
-        if loaded.is_err() && !rebuilt.is_empty() {
-            pins.put_back().context("putting the old maps back")?;
+        let in_use = pins.in_use().with_context(pins_in)?;
+        let has_ours = in_use.contains(&pins.maps());
+        let replaces = match in_use.last() {
+            Some(other) if !has_ours => Some(other.clone()),
+            Some(_) if !rebuilt.is_empty() => Some(pins.maps()),
+            _ => None,
+        };
+        let maps = if replaces.is_some() { pins.new_maps() } else { pins.maps() };
+        std::fs::create_dir_all(&maps).with_context(|| format!("pins {}", maps.display()))?;
+        let loaded = replaces
+            .as_ref()
+            .map_or(Ok(()), |replaced| carry::share(replaced, &maps, &specs))
+            .with_context(pins_in)
+            .and_then(|()| load_programs(object, config, &maps, &specs));
+        if loaded.is_err() {
+            pins.discard_new().with_context(pins_in)?;
         }
         let (mut ebpf, programs, frags) = loaded?;
         let sockets = cgroup::Sockets::load(&mut ebpf, config.cgroup.as_deref());
@@ -194,9 +212,44 @@ impl Dataplane {
             frags,
             tc_kind,
             rebuilt,
+            replaces,
+            takeover: None,
             settled: false,
             is_behind: false,
         })
+    }
+
+    /// Makes the maps that the programs were loaded with those in use: fills new ones with what the
+    /// others hold. Programs of earlier agents go on with theirs until the first [`Self::reconcile`].
+    pub fn adopt(&mut self) -> anyhow::Result<()> {
+        let pins = &self.pins;
+        let mut carries = Vec::new();
+        let earlier = pins.replaced()?;
+        match self.replaces.take() {
+            Some(replaced) => {
+                let maps = pins.new_maps();
+                carry::describe(&maps).with_context(|| format!("pins {}", maps.display()))?;
+                tracing::info!(from = %replaced.display(), "filling new maps");
+                step::reached("new");
+                let mut carry = Carry::open(&replaced, &maps);
+                carry.fill();
+                carries.push(carry);
+                step::reached("filled");
+                pins.replace().context("putting the new maps in their place")?;
+                step::reached("in place");
+            }
+            None => {
+                let maps = pins.maps();
+                carry::describe(&maps).with_context(|| format!("pins {}", maps.display()))?;
+                for other in pins.in_use()?.iter().filter(|other| **other != maps) {
+                    carries.push(Carry::open(other, &maps));
+                    pins.set_aside(other)?;
+                }
+            }
+        }
+        carries.extend(earlier.iter().map(|directory| Carry::open(directory, &pins.maps())));
+        self.takeover = takeover::TakeOver::new(carries);
+        Ok(())
     }
 
     /// The loaded object, for its log.
@@ -267,7 +320,9 @@ impl Dataplane {
                 maps.set_device(ifindex, &entry)?;
             }
         }
+        self.take_over();
         self.sockets.sync(&self.pins);
+        step::reached("sockets replaced");
         let statuses = self.sync(&selection);
         let native =
             statuses.iter().filter(|status| status.xdp.is_ok()).map(|status| status.ifindex);
@@ -422,6 +477,7 @@ impl Dataplane {
                         point = point.as_str(),
                         "program replaced"
                     );
+                    step::reached("one link replaced");
                     return Ok(());
                 }
                 // The old program was of a kind that this one cannot replace.
@@ -453,7 +509,7 @@ impl Dataplane {
         tc: &mut Tc,
     ) -> io::Result<()> {
         let program = self.program(point);
-        if tc.filter_program(wanted.ifindex, point)? != Some(program.id) {
+        if tc.filter_program(wanted.ifindex, point, Place::First)? != Some(program.id) {
             if tc.add_clsact(wanted.ifindex)? {
                 match std::fs::create_dir(self.pins.qdisc_mark(&wanted.name)) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -462,7 +518,7 @@ impl Dataplane {
                     _ => {}
                 }
             }
-            tc.set_filter(wanted.ifindex, point, program.fd.as_fd())?;
+            tc.set_filter(wanted.ifindex, point, Place::First, program.fd.as_fd())?;
             tracing::info!(device = wanted.name, point = point.as_str(), "attached (clsact)");
         }
         // An earlier agent used tcx.
@@ -479,7 +535,7 @@ impl Dataplane {
                 continue;
             }
             for point in [Point::Ingress, Point::Egress] {
-                tc.remove_filter(device.ifindex, point)?;
+                tc.remove_filters(device.ifindex, point)?;
             }
             let mark = self.pins.qdisc_mark(&device.name);
             if mark.is_dir() {
@@ -500,12 +556,19 @@ impl Dataplane {
             return;
         }
         let ours: BTreeSet<_> = self.programs.values().map(|program| program.id).collect();
-        let settle = || -> io::Result<bool> {
+        let mut takeover = self.takeover.take();
+        let mut settle = || -> io::Result<bool> {
             if self.pins.links()?.iter().any(|link| !ours.contains(&link.info.prog_id))
                 || !self.sockets.are_ours(&self.pins)?
             {
                 return Ok(false);
             }
+            step::reached("replaced");
+            if let Some(takeover) = &mut takeover {
+                takeover.finish();
+            }
+            self.part()?;
+            step::reached("parted");
             for path in self.pins.remove_unused(&self.specs)? {
                 tracing::info!(path = %path.display(), "removed, no program uses it");
             }
@@ -514,6 +577,9 @@ impl Dataplane {
         match settle() {
             Ok(settled) => self.settled = settled,
             Err(error) => tracing::warn!(%error, "removing maps of earlier agents"),
+        }
+        if !self.settled {
+            self.takeover = takeover;
         }
     }
 }
@@ -542,7 +608,7 @@ fn xdp_devices(links: &[LinkPin]) -> BTreeSet<u32> {
 fn load_programs(
     object: &[u8],
     config: &Config,
-    pins: &Pins,
+    maps: &Path,
     specs: &BTreeMap<String, MapSpec>,
 ) -> anyhow::Result<(Ebpf, BTreeMap<Point, Loaded>, bool)> {
     let (lowest, highest) =
@@ -562,7 +628,7 @@ fn load_programs(
         .override_global("SERVICE_CIDRS_V6", config.service_cidrs.v6.as_slice(), true)
         .override_global(aya_log::LEVEL, &config.log_level, false);
     for name in specs.keys() {
-        loader.map_pin_path(name, pins.map(name));
+        loader.map_pin_path(name, maps.join(name));
     }
     let mut ebpf = loader.load(object).context("loading the BPF object")?;
 
@@ -650,8 +716,8 @@ pub fn read_status(pins: &Pins, network: &Network) -> anyhow::Result<Vec<DeviceS
     }
     for device in tc.devices()? {
         for pair in TC_PAIRS {
-            if tc.filter_program(device.ifindex, pair[0])?.is_some()
-                && tc.filter_program(device.ifindex, pair[1])?.is_some()
+            if tc.filter_program(device.ifindex, pair[0], Place::First)?.is_some()
+                && tc.filter_program(device.ifindex, pair[1], Place::First)?.is_some()
             {
                 let (_, points, kind) = devices
                     .entry(device.ifindex)

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod apply;
 pub mod attach;
+pub mod carry;
 pub mod cli;
 pub mod device;
 pub mod dump;

@@ -2,7 +2,11 @@
 //!
 //! ```text
 //! <pin path>/v<ABI>/<map>                             maps, for the agent and for the CLI
-//! <pin path>/v<ABI>-replaced/<map>                    maps that did not fit, until nothing uses them
+//! <pin path>/v<ABI>/layout/<map>                      what they consist of ([`crate::carry`])
+//! <pin path>/v<ABI>/links/…                           links behind those below, while these maps take over
+//! <pin path>/v<ABI>-new/<map>                         maps that no program uses yet
+//! <pin path>/v<ABI>-ready/<map>                       the same, filled: they are next
+//! <pin path>/v<ABI>-replaced/<map>                    earlier maps, until nothing uses them
 //! <pin path>/links/<device>-{xdp,ingress,egress,pod_ingress,pod_egress}
 //!                                                     links: their programs stay attached
 //! <pin path>/links/<device>-qdisc                     a directory: we made the device's clsact qdisc
@@ -14,9 +18,10 @@
 //! device name is written `%2e` (and `%` is `%25`).
 //!
 //! A pinned map is reused only if it is what the object defines; aya does not look. One map that
-//! differs condemns all of its directory, because ids in one map index another. The directory is
-//! renamed, new maps are made, and the old ones go once every device runs the new programs; if
-//! the new programs do not load, the old directory comes back.
+//! differs condemns all of its directory, because ids in one map index another. New maps are then
+//! made beside, as for a directory of another version, and filled with what the old ones hold. Which
+//! directory is whose the name says, and each step is one rename, so an agent that ends anywhere
+//! leaves what the next one, of either version, goes on from.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,8 +44,9 @@ pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/lbxdp";
 
 const BPFFS: &str = "/sys/fs/bpf";
 const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
-const REPLACED: &str = "-replaced";
 const QDISC: &str = "qdisc";
+const LINKS: &str = "links";
+const CGROUP: &str = "cgroup";
 
 /// What the object says about a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,8 +232,9 @@ impl Pins {
         self.root.join(format!("v{ABI_VERSION}"))
     }
 
-    fn replaced(&self) -> PathBuf {
-        self.root.join(format!("v{ABI_VERSION}{REPLACED}"))
+    /// Where this ABI's maps are before any program uses them.
+    pub fn new_maps(&self) -> PathBuf {
+        self.root.join(format!("v{ABI_VERSION}{NEW}"))
     }
 
     /// The pin of a map.
@@ -236,7 +243,22 @@ impl Pins {
     }
 
     fn links_dir(&self) -> PathBuf {
-        self.root.join("links")
+        self.root.join(LINKS)
+    }
+
+    /// The pin of a link behind that of a device, while this ABI's maps take over.
+    pub fn second_link(&self, device: &str, point: Point) -> PathBuf {
+        self.maps().join(LINKS).join(format!("{}-{}", encode(device), point.as_str()))
+    }
+
+    /// The pin of a link behind that of the cgroup, while this ABI's maps take over.
+    pub fn second_cgroup_link(&self, point: CgroupPoint) -> PathBuf {
+        self.maps().join(LINKS).join(CGROUP).join(point.as_str())
+    }
+
+    /// Makes the directories of second links.
+    pub fn prepare_second_links(&self) -> io::Result<()> {
+        std::fs::create_dir_all(self.maps().join(LINKS).join(CGROUP))
     }
 
     /// The pin of a link.
@@ -246,7 +268,7 @@ impl Pins {
 
     /// No device's link can be there: their names end with a point.
     fn cgroup_links_dir(&self) -> PathBuf {
-        self.links_dir().join("cgroup")
+        self.links_dir().join(CGROUP)
     }
 
     /// The pin of a link to the cgroup.
@@ -259,7 +281,7 @@ impl Pins {
         self.links_dir().join(format!("{}-{QDISC}", encode(device)))
     }
 
-    /// Makes the directories. Mounts a BPF file system at `/sys/fs/bpf` if the pin path needs it
+    /// Makes the directories of links. Mounts a BPF file system at `/sys/fs/bpf` if the pin path needs it
     /// and there is none; any other place must be on one already.
     pub fn prepare(&self) -> anyhow::Result<()> {
         let on_bpffs = |path: &Path| {
@@ -290,7 +312,7 @@ impl Pins {
                 )
             })?;
         }
-        for directory in [self.maps(), self.links_dir(), self.cgroup_links_dir()] {
+        for directory in [self.links_dir(), self.cgroup_links_dir()] {
             std::fs::create_dir_all(&directory)
                 .with_context(|| format!("pin directory {}", directory.display()))?;
         }
@@ -316,31 +338,82 @@ impl Pins {
             .collect()
     }
 
-    /// Puts this ABI's maps out of the way and makes an empty directory in their place.
-    pub fn set_aside(&self) -> io::Result<()> {
-        let replaced = self.replaced();
-        remove_tree(&replaced, &mut Vec::new())?;
-        std::fs::rename(self.maps(), replaced)?;
-        std::fs::create_dir(self.maps())
+    /// The directories of maps that are in use: one, unless an agent was stopped that knew nothing of
+    /// other versions.
+    pub fn in_use(&self) -> io::Result<Vec<PathBuf>> {
+        self.maps_in(State::InUse)
     }
 
-    /// Undoes [`Self::set_aside`].
-    pub fn put_back(&self) -> io::Result<()> {
-        remove_tree(&self.maps(), &mut Vec::new())?;
-        std::fs::rename(self.replaced(), self.maps())
+    /// The directories of maps that earlier programs may still use.
+    pub fn replaced(&self) -> io::Result<Vec<PathBuf>> {
+        self.maps_in(State::Replaced)
+    }
+
+    fn maps_in(&self, state: State) -> io::Result<Vec<PathBuf>> {
+        let directories = map_directories(&self.root)?.into_iter();
+        Ok(directories.filter(|directory| directory.state == state).map(|d| d.path).collect())
+    }
+
+    /// Finishes or undoes what an agent had begun when it ended: maps that were filled take over,
+    /// maps that were not go.
+    pub fn recover(&self) -> io::Result<()> {
+        for MapDirectory { path, version, .. } in map_directories(&self.root)?
+            .into_iter()
+            .filter(|directory| directory.state == State::Ready)
+        {
+            self.take_place(&path, version)?;
+        }
+        self.discard_new()
+    }
+
+    /// Removes maps that were not filled.
+    pub fn discard_new(&self) -> io::Result<()> {
+        for path in self.maps_in(State::New)? {
+            remove_tree(&path, &mut Vec::new())?;
+        }
+        Ok(())
+    }
+
+    /// Puts the new maps in the place of those in use. From the first rename on they are what the next
+    /// agent finds.
+    pub fn replace(&self) -> io::Result<()> {
+        let ready = self.root.join(format!("v{ABI_VERSION}{READY}"));
+        std::fs::rename(self.new_maps(), &ready)?;
+        self.take_place(&ready, ABI_VERSION)
+    }
+
+    fn take_place(&self, ready: &Path, version: u32) -> io::Result<()> {
+        for path in self.in_use()? {
+            self.set_aside(&path)?;
+        }
+        std::fs::rename(ready, self.root.join(format!("v{version}")))
+    }
+
+    /// Renames a directory of maps that are in use: earlier programs may still use them.
+    pub fn set_aside(&self, maps: &Path) -> io::Result<()> {
+        let name = maps.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // An agent may have ended while such maps were still used, and one of another version too.
+        let free = (1..)
+            .map(|number| match number {
+                1 => format!("{name}{REPLACED}"),
+                number => format!("{name}{REPLACED}{number}"),
+            })
+            .map(|name| self.root.join(name))
+            .find(|path| !path.exists());
+        free.map_or(Ok(()), |free| std::fs::rename(maps, free))
     }
 
     /// Removes maps that the attached programs do not use: other ABIs', replaced ones, and those
     /// of this ABI that are not in `specs`.
     pub fn remove_unused(&self, specs: &BTreeMap<String, MapSpec>) -> io::Result<Vec<PathBuf>> {
         let mut removed = Vec::new();
-        for directory in map_directories(&self.root)? {
-            if directory != self.maps() {
-                remove_tree(&directory, &mut removed)?;
+        for MapDirectory { path, .. } in map_directories(&self.root)? {
+            if path != self.maps() {
+                remove_tree(&path, &mut removed)?;
             }
         }
         for (name, path) in entries(&self.maps())? {
-            if !specs.contains_key(&name) {
+            if !specs.contains_key(&name) && !path.is_dir() {
                 remove_file(&path, &mut removed)?;
             }
         }
@@ -349,33 +422,62 @@ impl Pins {
 
     /// Every pinned link that can be opened, by name.
     pub fn links(&self) -> io::Result<Vec<LinkPin>> {
-        let mut links = Vec::new();
-        for (name, path) in entries(&self.links_dir())? {
-            let Some((device, point)) = name.rsplit_once('-') else { continue };
-            let Some(point) = Point::ALL.into_iter().find(|known| known.as_str() == point) else {
-                continue;
-            };
-            // Removed since it was listed, or not a link: somebody else's.
-            let Ok(fd) = sys::obj_get(&path, Access::ReadWrite) else { continue };
-            let Ok(info) = sys::link_info(fd.as_fd()) else { continue };
-            links.push(LinkPin { device: decode(device), point, path, info });
-        }
-        Ok(links)
+        links_in(&self.links_dir())
     }
 
     /// Every pinned link to a cgroup that can be opened.
     pub fn cgroup_links(&self) -> io::Result<Vec<CgroupPin>> {
-        let mut links = Vec::new();
-        for (name, path) in entries(&self.cgroup_links_dir())? {
-            let known = CgroupPoint::ALL.into_iter().find(|point| point.as_str() == name);
-            let Some(point) = known else { continue };
-            // As for devices.
-            let Ok(fd) = sys::obj_get(&path, Access::ReadWrite) else { continue };
-            let Ok(info) = sys::cgroup_link_info(fd.as_fd()) else { continue };
-            links.push(CgroupPin { point, path, info, fd });
-        }
-        Ok(links)
+        cgroup_links_in(&self.cgroup_links_dir())
     }
+
+    /// The links behind the others, of every directory of maps.
+    pub fn second_links(&self) -> io::Result<(Vec<LinkPin>, Vec<CgroupPin>)> {
+        let (mut devices, mut cgroups) = (Vec::new(), Vec::new());
+        for MapDirectory { path, .. } in map_directories(&self.root)? {
+            devices.extend(links_in(&path.join(LINKS))?);
+            cgroups.extend(cgroup_links_in(&path.join(LINKS).join(CGROUP))?);
+        }
+        Ok((devices, cgroups))
+    }
+
+    /// Detaches the links behind the others, and removes their directories.
+    pub fn remove_second_links(&self) -> io::Result<()> {
+        let (devices, cgroups) = self.second_links()?;
+        devices.into_iter().try_for_each(LinkPin::remove)?;
+        cgroups.into_iter().try_for_each(CgroupPin::remove)?;
+        for MapDirectory { path, .. } in map_directories(&self.root)? {
+            remove_tree(&path.join(LINKS), &mut Vec::new())?;
+        }
+        Ok(())
+    }
+}
+
+fn links_in(directory: &Path) -> io::Result<Vec<LinkPin>> {
+    let mut links = Vec::new();
+    for (name, path) in entries(directory)? {
+        let Some((device, point)) = name.rsplit_once('-') else { continue };
+        let Some(point) = Point::ALL.into_iter().find(|known| known.as_str() == point) else {
+            continue;
+        };
+        // Removed since it was listed, or not a link: somebody else's.
+        let Ok(fd) = sys::obj_get(&path, Access::ReadWrite) else { continue };
+        let Ok(info) = sys::link_info(fd.as_fd()) else { continue };
+        links.push(LinkPin { device: decode(device), point, path, info });
+    }
+    Ok(links)
+}
+
+fn cgroup_links_in(directory: &Path) -> io::Result<Vec<CgroupPin>> {
+    let mut links = Vec::new();
+    for (name, path) in entries(directory)? {
+        let known = CgroupPoint::ALL.into_iter().find(|point| point.as_str() == name);
+        let Some(point) = known else { continue };
+        // As for devices.
+        let Ok(fd) = sys::obj_get(&path, Access::ReadWrite) else { continue };
+        let Ok(info) = sys::cgroup_link_info(fd.as_fd()) else { continue };
+        links.push(CgroupPin { point, path, info, fd });
+    }
+    Ok(links)
 }
 
 fn encode(device: &str) -> String {
@@ -402,15 +504,73 @@ fn entries(directory: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(entries)
 }
 
-/// The directories `v<number>` and `v<number>-replaced` in `root`.
-fn map_directories(root: &Path) -> io::Result<Vec<PathBuf>> {
-    let is_ours = |name: &str| {
-        name.strip_prefix('v')
-            .map(|rest| rest.strip_suffix(REPLACED).unwrap_or(rest))
-            .is_some_and(|number| number.parse::<u32>().is_ok())
+/// Pins the map `name` of one directory in another, if it is what the object defines.
+pub fn share_map(from: &Path, to: &Path, name: &str, spec: &MapSpec) -> io::Result<()> {
+    let map = match sys::obj_get(&from.join(name), Access::ReadWrite) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        map => map?,
     };
-    let entries = entries(root)?.into_iter();
-    Ok(entries.filter(|(name, _)| is_ours(name)).map(|(_, path)| path).collect())
+    match sys::map_info(map.as_fd()) {
+        Ok(found) if difference(&found, spec).is_none() => {
+            sys::obj_pin(map.as_fd(), &to.join(name))
+        }
+        _ => Ok(()),
+    }
+}
+
+const NEW: &str = "-new";
+const READY: &str = "-ready";
+const REPLACED: &str = "-replaced";
+
+/// What the name of a directory of maps says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// `v2`: the agent keeps these maps as they should be.
+    InUse,
+    /// `v2-new`: an agent makes them.
+    New,
+    /// `v2-ready`: they are filled, and take the place of those in use.
+    Ready,
+    /// `v2-replaced`: programs of an earlier generation may use them.
+    Replaced,
+}
+
+#[derive(Debug)]
+struct MapDirectory {
+    path: PathBuf,
+    version: u32,
+    state: State,
+}
+
+impl MapDirectory {
+    fn new(path: PathBuf) -> Option<Self> {
+        let name = path.file_name()?.to_str()?.strip_prefix('v')?;
+        let digits = name.find(|c: char| !c.is_ascii_digit()).unwrap_or(name.len());
+        let (version, state) = name.split_at(digits);
+        let state = match state {
+            "" => State::InUse,
+            NEW => State::New,
+            READY => State::Ready,
+            state => {
+                let number = state.strip_prefix(REPLACED)?;
+                if !number.is_empty() && number.parse::<u32>().is_err() {
+                    return None;
+                }
+                State::Replaced
+            }
+        };
+        Some(Self { version: version.parse().ok()?, path, state })
+    }
+}
+
+/// The layout version of a directory of maps.
+pub fn version_of(maps: &Path) -> Option<u32> {
+    MapDirectory::new(maps.to_owned()).map(|directory| directory.version)
+}
+
+/// Every directory of maps in `root`.
+fn map_directories(root: &Path) -> io::Result<Vec<MapDirectory>> {
+    Ok(entries(root)?.into_iter().filter_map(|(_, path)| MapDirectory::new(path)).collect())
 }
 
 fn missing_is_done(result: io::Result<()>) -> io::Result<bool> {
@@ -472,13 +632,16 @@ impl Removed {
 pub fn cleanup(pin_path: &Path) -> anyhow::Result<Removed> {
     let pins = Pins::new(pin_path);
     let mut removed = Removed::default();
-    for link in pins.links().with_context(|| format!("pins in {}", pin_path.display()))? {
+    let pins_in = || format!("pins in {}", pin_path.display());
+    let (second_links, second_cgroup_links) = pins.second_links().with_context(pins_in)?;
+    for link in pins.links().with_context(pins_in)?.into_iter().chain(second_links) {
         removed.detached.push(format!("{} {}", link.device, link.point.as_str()));
         let path = link.path.clone();
         link.remove().with_context(|| format!("pin {}", path.display()))?;
         removed.pins.push(path);
     }
-    for link in pins.cgroup_links().with_context(|| format!("pins in {}", pin_path.display()))? {
+    let cgroup_links = pins.cgroup_links().with_context(pins_in)?;
+    for link in cgroup_links.into_iter().chain(second_cgroup_links) {
         removed.detached.push(format!("cgroup {}", link.point.as_str()));
         let path = link.path.clone();
         link.remove().with_context(|| format!("pin {}", path.display()))?;
@@ -489,7 +652,7 @@ pub fn cleanup(pin_path: &Path) -> anyhow::Result<Removed> {
     for device in tc.devices().context("listing devices")? {
         for point in [Point::Ingress, Point::Egress] {
             let context = || format!("tc {} of {}", point.as_str(), device.name);
-            if tc.remove_filter(device.ifindex, point).with_context(context)? {
+            if tc.remove_filters(device.ifindex, point).with_context(context)? {
                 removed.detached.push(format!("{} {} (clsact)", device.name, point.as_str()));
             }
         }
@@ -499,15 +662,14 @@ pub fn cleanup(pin_path: &Path) -> anyhow::Result<Removed> {
         }
     }
 
-    remove_pins(&pins, &mut removed.pins)
-        .with_context(|| format!("pins in {}", pin_path.display()))?;
+    remove_pins(&pins, &mut removed.pins).with_context(pins_in)?;
     Ok(removed)
 }
 
 fn remove_pins(pins: &Pins, removed: &mut Vec<PathBuf>) -> io::Result<()> {
     remove_tree(&pins.links_dir(), removed)?;
-    for directory in map_directories(&pins.root)? {
-        remove_tree(&directory, removed)?;
+    for MapDirectory { path, .. } in map_directories(&pins.root)? {
+        remove_tree(&path, removed)?;
     }
     if entries(&pins.root)?.is_empty() {
         remove_directory(&pins.root, removed)?;
@@ -549,15 +711,71 @@ mod tests {
     #[test]
     fn only_directories_of_ours_count_as_maps() {
         let root = tempfile::tempdir().unwrap();
-        for name in ["v1", "v2-replaced", "v", "vx", "links", "v1x", "v10"] {
+        for name in [
+            "v1",
+            "v2-replaced",
+            "v",
+            "vx",
+            "links",
+            "v1x",
+            "v10",
+            "v-new",
+            "v3-new",
+            "v3-ready",
+            "v2-replaced2",
+            "v2-replacedx",
+            "v4-old",
+        ] {
             std::fs::create_dir(root.path().join(name)).unwrap();
         }
-        let names: Vec<_> = map_directories(root.path())
+        let found: Vec<_> = map_directories(root.path())
             .unwrap()
             .into_iter()
-            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .map(|directory| (directory.version, directory.state))
             .collect();
-        assert_eq!(names, ["v1", "v10", "v2-replaced"]);
+        let expected = [
+            (1, State::InUse),
+            (10, State::InUse),
+            (2, State::Replaced),
+            (2, State::Replaced),
+            (3, State::New),
+            (3, State::Ready),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    fn names(root: &Path) -> Vec<String> {
+        entries(root).unwrap().into_iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn wherever_an_agent_ends_the_next_one_goes_on() {
+        let root = tempfile::tempdir().unwrap();
+        let pins = Pins::new(root.path());
+        let (ours, new) = (format!("v{ABI_VERSION}"), format!("v{ABI_VERSION}{NEW}"));
+        let make = |names: &[&str]| {
+            for name in names {
+                std::fs::create_dir(root.path().join(name)).unwrap();
+            }
+        };
+        // While it fills new maps.
+        make(&["v0", &new]);
+        pins.recover().unwrap();
+        assert_eq!(names(root.path()), ["v0"]);
+        // Filled, and nothing renamed yet; and with what an earlier one had left.
+        make(&["v0-replaced", "v9-ready"]);
+        pins.recover().unwrap();
+        assert_eq!(names(root.path()), ["v0-replaced", "v0-replaced2", "v9"]);
+        // Between the two renames.
+        std::fs::rename(root.path().join("v9"), root.path().join("v9-ready")).unwrap();
+        pins.recover().unwrap();
+        assert_eq!(names(root.path()), ["v0-replaced", "v0-replaced2", "v9"]);
+        // And without an end.
+        make(&[&new]);
+        pins.replace().unwrap();
+        assert_eq!(pins.in_use().unwrap(), [root.path().join(ours)]);
+        assert_eq!(pins.replaced().unwrap().len(), 3);
+        assert!(root.path().join("v9-replaced").is_dir());
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The system calls that aya 0.14 lacks: links that are insisted on, batch reads, mmap of arrays.
 //!
-//! The only file with raw calls. Every function is safe: sizes are compared with what the kernel
+//! The only files with raw calls. Every function is safe: sizes are compared with what the kernel
 //! says about a map before memory is handed to it.
+
+pub mod raw;
 
 use std::ffi::CString;
 use std::io;
@@ -16,8 +18,8 @@ use std::time::Duration;
 
 use aya::Pod;
 use aya_obj::generated::{
-    BPF_F_BEFORE, BPF_F_MMAPABLE, BPF_F_RDONLY, XDP_FLAGS_DRV_MODE, bpf_attach_type, bpf_cmd,
-    bpf_map_type,
+    BPF_F_AFTER, BPF_F_BEFORE, BPF_F_LINK, BPF_F_MMAPABLE, BPF_F_RDONLY, XDP_FLAGS_DRV_MODE,
+    bpf_attach_type, bpf_cmd, bpf_map_type,
 };
 
 /// How a pinned map is opened.
@@ -274,7 +276,27 @@ impl CgroupPoint {
     }
 }
 
-/// Attaches a program to a cgroup through a link (5.7), beside the programs of others.
+/// Attaches a tc program to a device behind the one of another link (6.6), so that it gets what that
+/// one passes on.
+pub fn link_create_behind(
+    prog: BorrowedFd<'_>,
+    link: BorrowedFd<'_>,
+    ifindex: u32,
+    point: Point,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        prog_fd: prog.as_raw_fd() as u32,
+        target_ifindex: ifindex,
+        attach_type: point.attach_type() as u32,
+        flags: BPF_F_AFTER | BPF_F_LINK,
+        relative: link.as_raw_fd() as u32,
+        _pad: 0,
+        expected_revision: 0,
+    };
+    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(owned)
+}
+
+/// Attaches a program to a cgroup through a link (5.7), behind the programs of others.
 pub fn cgroup_link_create(
     prog: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
@@ -310,6 +332,15 @@ pub fn link_update(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()>
         old_prog_fd: 0,
     };
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Replaces the program of a pinned link; `false` if there is no such pin.
+pub fn replace_pinned(path: &Path, prog: BorrowedFd<'_>) -> io::Result<bool> {
+    match obj_get(path, Access::ReadWrite) {
+        Ok(link) => link_update(link.as_fd(), prog).map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Detaches a link at once. Removing its pin would too, but only after an RCU grace period.
@@ -594,6 +625,14 @@ impl<T> Drop for MmapArray<T> {
         // SAFETY: the mapping was made by `new` with this size, and no reference outlives `self`.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
+}
+
+/// Waits until every program run that is under way has ended (an RCU grace period): what none of
+/// them may see any more, none sees afterwards.
+pub fn wait_for_programs() -> io::Result<()> {
+    // SAFETY: integers only. `MEMBARRIER_CMD_GLOBAL` waits for a grace period of the kernel.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC_COARSE`: what programs read with `bpf_ktime_get_coarse_ns`.

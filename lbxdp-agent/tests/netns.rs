@@ -94,7 +94,7 @@ impl Lab {
     }
 
     fn load(&self) -> Dataplane {
-        Dataplane::load(&object::bytes().unwrap(), &self.config()).unwrap()
+        load(&self.config())
     }
 
     /// Runs `test` in the node's network namespace, in a thread: a namespace is a thread's.
@@ -128,6 +128,12 @@ impl Drop for Lab {
             assert!(!self.pin_path.exists());
         }
     }
+}
+
+fn load(config: &Config) -> Dataplane {
+    let mut dataplane = Dataplane::load(&object::bytes().unwrap(), config).unwrap();
+    dataplane.adopt().unwrap();
+    dataplane
 }
 
 fn in_namespace(name: &str, test: impl FnOnce() + Send) {
@@ -356,7 +362,7 @@ fn a_foreign_program_stays_and_is_reported() {
         let other =
             Path::new("/sys/fs/bpf").join(format!("lbxdp-dev-other-{}", std::process::id()));
         let config = Config { pin_path: other.clone(), ..Config::default() };
-        let mut foreign = Dataplane::load(&object::bytes().unwrap(), &config).unwrap();
+        let mut foreign = load(&config);
         let mut maps = foreign.maps().unwrap();
         let network = Monitor::snapshot().unwrap();
         only(foreign.reconcile(&network, &Rules::default(), &mut maps).unwrap());
@@ -386,7 +392,7 @@ fn large_packets_need_frags() {
     lab.on_node(|| {
         run("ip link set eth0 mtu 9000");
         let config = Config { without_frags: true, ..lab.config() };
-        let mut plain = Dataplane::load(&object::bytes().unwrap(), &config).unwrap();
+        let mut plain = load(&config);
         let status = only(reconcile(&mut plain));
         let Err(NoXdp::Refused(reason)) = status.xdp else { panic!("{:?}", status.xdp) };
         assert!(reason.contains("MTU too large"), "{reason}");
@@ -457,7 +463,7 @@ fn clsact_filters_are_replaced_and_give_way_to_tcx() {
     };
     lab.on_node(|| {
         let config = Config { tc: TcMode::Clsact, ..lab.config() };
-        let load = || Dataplane::load(&object::bytes().unwrap(), &config).unwrap();
+        let load = || load(&config);
         let mut first = load();
         let status = only(reconcile(&mut first));
         assert_eq!((status.tc, &status.error), (Some(TcKind::Clsact), &None));

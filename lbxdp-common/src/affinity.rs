@@ -1,6 +1,6 @@
 //! `sessionAffinity: ClientIP`: a client that comes back in time gets the backend it had.
 
-use crate::Octets;
+use crate::{Octets, layout};
 
 /// Key of `affinity`: one client of one Service port.
 #[repr(C, align(8))]
@@ -8,6 +8,7 @@ use crate::Octets;
 pub struct AffinityKey {
     /// The client: an address in network order (an IPv4 address in the first four bytes, the rest
     /// zero), or a network namespace's cookie in the first eight.
+    #[cfg(not(feature = "next-layout"))]
     pub client: [u8; 16],
     /// [`crate::Descriptor::service`].
     pub service: u32,
@@ -17,6 +18,9 @@ pub struct AffinityKey {
     pub kind: u8,
     /// Always zero.
     pub _pad: u16,
+    /// The client, as above.
+    #[cfg(feature = "next-layout")]
+    pub client: [u8; 16],
 }
 
 impl AffinityKey {
@@ -47,11 +51,15 @@ impl AffinityKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Affinity {
     /// When the client last began a flow, nanoseconds of `CLOCK_MONOTONIC_COARSE`.
+    #[cfg(not(feature = "next-layout"))]
     pub last_used: u64,
     /// Backend id.
     pub backend: u32,
     /// Always zero.
     pub _pad: u32,
+    /// When the client last began a flow, as above.
+    #[cfg(feature = "next-layout")]
+    pub last_used: u64,
 }
 
 impl Affinity {
@@ -75,6 +83,10 @@ pub struct MemberKey {
     /// Backend id.
     pub backend: u32,
 }
+
+layout::record! { AffinityKey { client, service, family, kind, _pad } }
+layout::record! { Affinity { last_used, backend, _pad } }
+layout::record! { MemberKey { first_block, backend } }
 
 const _: () = {
     assert!(size_of::<AffinityKey>() == 24);

@@ -1,15 +1,21 @@
 //! Backends: where packets go.
 
+use crate::layout;
+
 /// Value of `backends_v4` and `backends_v6`, indexed by backend id. Ids are stable over agent
 /// restarts.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend<A> {
     /// Address of the backend, network order.
+    #[cfg(not(feature = "next-layout"))]
     pub addr: A,
     /// Source of packets to a remote backend: the preferred source of the route to it. Unused
     /// for a local one.
     pub snat_addr: A,
+    /// Address of the backend, network order.
+    #[cfg(feature = "next-layout")]
+    pub addr: A,
     /// Port, host order; zero when the id is unused.
     pub port: u16,
     /// Union of the constants of this type.
@@ -36,6 +42,8 @@ impl<A> Backend<A> {
         self.flags & Self::LOCAL != 0
     }
 }
+
+layout::record! { Backend<A> { addr, snat_addr, port, flags, _pad } }
 
 const _: () = {
     assert!(size_of::<Backend<[u8; 4]>>() == 16);

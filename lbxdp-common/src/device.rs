@@ -1,5 +1,7 @@
 //! Network devices as the programs need to know them.
 
+use crate::layout;
+
 /// Value of `devices`, keyed by interface index.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,5 +30,7 @@ impl Device {
         self.flags & flags != 0
     }
 }
+
+layout::record! { Device { mac, flags, parent, vlan } }
 
 const _: () = assert!(size_of::<Device>() == 16);

@@ -1,14 +1,18 @@
 //! Flows: one entry for each direction of a translated connection.
 
-use crate::Octets;
+use crate::{Octets, layout};
 
 /// A packet's addresses and ports as it arrives, the key of `flows_v4` and `flows_v6`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlowKey<A> {
+    /// Destination address, network order.
+    #[cfg(feature = "next-layout")]
+    pub dst: A,
     /// Source address, network order.
     pub src: A,
     /// Destination address, network order.
+    #[cfg(not(feature = "next-layout"))]
     pub dst: A,
     /// Source port, host order.
     pub src_port: u16,
@@ -93,6 +97,9 @@ impl FlowState {
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow<A> {
+    /// Last packet of either direction, as below.
+    #[cfg(feature = "next-layout")]
+    pub last_seen: u64,
     /// Source address after translation, network order.
     pub src: A,
     /// Destination address after translation, network order.
@@ -115,7 +122,11 @@ pub struct Flow<A> {
     pub _pad: u8,
     /// Last packet of either direction, nanoseconds of `CLOCK_MONOTONIC_COARSE`; refreshed at
     /// most once a second.
+    #[cfg(not(feature = "next-layout"))]
     pub last_seen: u64,
+    /// Makes the value longer; always zero.
+    #[cfg(feature = "next-layout")]
+    pub _next: u64,
 }
 
 impl<A> Flow<A> {
@@ -223,11 +234,26 @@ pub fn flow_hash<A: Octets>(key: &FlowKey<A>) -> u32 {
     (mix(word) >> 32) as u32
 }
 
+layout::record! { FlowKey<A> { src, dst, src_port, dst_port, protocol, _pad } }
+#[cfg(feature = "next-layout")]
+layout::record! {
+    Flow<A> {
+        last_seen, src, dst, src_port, dst_port, frontend, backend, state, hook, flags, _pad, _next,
+    }
+}
+#[cfg(not(feature = "next-layout"))]
+layout::record! {
+    Flow<A> {
+        src, dst, src_port, dst_port, frontend, backend, state, hook, flags, _pad, last_seen,
+    }
+}
+
 const _: () = {
     assert!(size_of::<FlowKey<[u8; 4]>>() == 16);
     assert!(size_of::<FlowKey<[u8; 16]>>() == 40);
-    assert!(size_of::<Flow<[u8; 4]>>() == 32);
-    assert!(size_of::<Flow<[u8; 16]>>() == 56);
+    const LONGER: usize = if cfg!(feature = "next-layout") { 8 } else { 0 };
+    assert!(size_of::<Flow<[u8; 4]>>() == 32 + LONGER);
+    assert!(size_of::<Flow<[u8; 16]>>() == 56 + LONGER);
 };
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Fragments: only the first has ports, the later ones are found by it.
 
+use crate::layout;
+
 /// Key of `fragments_v4` and `fragments_v6`: what the fragments of one datagram have in common
 /// (RFC 791, RFC 8200 section 4.5).
 #[repr(C, align(4))]
@@ -26,6 +28,9 @@ pub struct FragmentPorts {
     /// Destination port, host order.
     pub dst_port: u16,
 }
+
+layout::record! { FragmentKey<A> { src, dst, id, protocol, _pad } }
+layout::record! { FragmentPorts { src_port, dst_port } }
 
 const _: () = {
     assert!(size_of::<FragmentKey<[u8; 4]>>() == 16);

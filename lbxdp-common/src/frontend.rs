@@ -1,5 +1,7 @@
 //! Frontends: what clients address, and which backends each may choose.
 
+use crate::layout;
+
 /// What a destination (or, at egress, a source) address is. The first lookup of every packet:
 /// a miss passes the packet at the price of one hash lookup.
 #[repr(C)]
@@ -132,9 +134,13 @@ impl TableRef {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Descriptor {
     /// A [`TableRef`]: what packets from outside the node choose from.
+    #[cfg(not(feature = "next-layout"))]
     pub external: u64,
     /// A [`TableRef`]: what clients on this node choose from.
     pub internal: u64,
+    /// A [`TableRef`]: what packets from outside the node choose from.
+    #[cfg(feature = "next-layout")]
+    pub external: u64,
     /// Seconds without a new flow for which a client keeps its backend; zero for no affinity.
     pub affinity: u32,
     /// Frontend id that stands for the Service port in `affinity` and `ranges`: all frontends of
@@ -241,6 +247,7 @@ impl FrontendInfo {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrontendStats {
     /// Packets translated towards a backend.
+    #[cfg(not(feature = "next-layout"))]
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -248,7 +255,17 @@ pub struct FrontendStats {
     pub reply_packets: u64,
     /// Their bytes.
     pub reply_bytes: u64,
+    /// Packets translated towards a backend.
+    #[cfg(feature = "next-layout")]
+    pub packets: u64,
 }
+
+layout::record! { AddressFlags { flags } }
+layout::record! { FrontendKey<A> { addr, port, protocol, _pad } }
+layout::record! { TableBlock { slots } }
+layout::record! { Descriptor { external, internal, affinity, service, flags, _pad } }
+layout::record! { FrontendInfo { name, kind, _pad } }
+layout::record! { FrontendStats { packets, bytes, reply_packets, reply_bytes } }
 
 const _: () = {
     assert!(size_of::<AddressFlags>() == 4);

@@ -1,5 +1,7 @@
 //! Sockets of clients on this node, translated when they connect or send.
 
+use crate::layout;
+
 /// Key of `sockets_v4` and `sockets_v6`. IPv6 sockets that use IPv4-mapped addresses are in
 /// `sockets_v4`.
 #[repr(C, align(4))]
@@ -45,6 +47,9 @@ impl<A> SocketKey<A> {
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketPeer<A> {
+    /// Frontend id.
+    #[cfg(feature = "next-layout")]
+    pub frontend: u32,
     /// Address, network order.
     pub addr: A,
     /// Port, host order.
@@ -52,6 +57,7 @@ pub struct SocketPeer<A> {
     /// Union of the constants of this type.
     pub flags: u16,
     /// Frontend id.
+    #[cfg(not(feature = "next-layout"))]
     pub frontend: u32,
 }
 
@@ -67,6 +73,9 @@ impl<A> SocketPeer<A> {
         self.flags & flags != 0
     }
 }
+
+layout::record! { SocketKey<A> { cookie, addr, port, protocol, way } }
+layout::record! { SocketPeer<A> { addr, port, flags, frontend } }
 
 const _: () = {
     assert!(size_of::<SocketKey<[u8; 4]>>() == 16);

@@ -36,6 +36,8 @@ pub struct AgentOptions {
     pub log_filter: Option<String>,
     /// The netns is ready for use before the agent is: do not wait for `/readyz`.
     pub do_not_wait: bool,
+    /// At which step of a take-over to end, which only `lbxdp-agent-next` can be told.
+    pub end_at: Option<&'static str>,
 }
 
 /// `--cgroup`. Never the machine's own root: every process would be a client.
@@ -111,6 +113,11 @@ impl Agent {
         command
     }
 
+    /// The program that the next start runs, by its name in the workspace.
+    pub fn set_program(&mut self, name: &str) {
+        self.binary = workspace_binary(name);
+    }
+
     /// The pin path; the maps are in `v2/` below it.
     pub fn pin_path(&self) -> &Path {
         &self.pin_path
@@ -150,7 +157,7 @@ impl Agent {
     #[track_caller]
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "the agent is running");
-        let AgentOptions { devices, snat_ports, cgroup, extra, log_filter, do_not_wait } =
+        let AgentOptions { devices, snat_ports, cgroup, extra, log_filter, do_not_wait, end_at } =
             &self.options;
         let mut command = self.inside();
         command.arg("run").args(&self.source).arg("--state-dir").arg(self.state_dir());
@@ -170,6 +177,9 @@ impl Agent {
         command.args(extra);
         command.env("RUST_LOG", log_filter.as_deref().unwrap_or("info"));
         command.env("RUST_BACKTRACE", "1").env("NO_COLOR", "1");
+        if let Some(step) = end_at {
+            command.env("LBXDP_END_AT", step);
+        }
         let mut process = Process::spawn(&mut command, &self.log_path());
         if !do_not_wait {
             process
@@ -184,6 +194,23 @@ impl Agent {
         let mut process = self.process.take().expect("the agent is running");
         process.wait_ready(READY_WITHIN, |_| self.get("/readyz").is_some_and(|(s, _)| s == 200));
         self.process = Some(process);
+    }
+
+    /// Changes some of what the next start uses.
+    pub fn change_options(&mut self, change: impl FnOnce(&mut AgentOptions)) {
+        change(&mut self.options);
+    }
+
+    /// Waits until the agent has ended by itself. The pins stay.
+    #[track_caller]
+    pub fn wait_end(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("the agent is running");
+        let mut status = None;
+        crate::process::wait_until("the agent has ended", READY_WITHIN, || {
+            status = process.ended();
+            status.is_some()
+        });
+        status.expect("it has ended")
     }
 
     /// SIGKILL. The pins stay.

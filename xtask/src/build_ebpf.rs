@@ -19,16 +19,42 @@ const RUSTFLAGS: &[&str] = &[
     "-Cdebuginfo=2",
 ];
 
-/// Builds the object and copies it to `target/bpf/lbxdp-ebpf`, where the agent's build looks for
-/// it. The copy is left alone if nothing changed, so that the agent is not built again.
-fn build() -> Result<()> {
+/// Which layout of the maps.
+#[derive(Clone, Copy)]
+enum Variant {
+    /// The one that is shipped.
+    Current,
+    /// The one that stands for the next version, for tests of upgrades.
+    Next,
+}
+
+impl Variant {
+    /// Name of the object in `target/bpf`, where the agent's build looks for it.
+    const fn object(self) -> &'static str {
+        match self {
+            Self::Current => "lbxdp-ebpf",
+            Self::Next => "lbxdp-ebpf-next",
+        }
+    }
+
+    const fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Current => &[],
+            Self::Next => &["--features", "next-layout"],
+        }
+    }
+}
+
+/// Builds the object and copies it to `target/bpf`. The copy is left alone if nothing changed, so
+/// that the agent is not built again.
+fn build(variant: Variant) -> Result<()> {
     let arch = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
     let mut flags = RUSTFLAGS.to_vec();
     flags.push(&arch);
     let mut build = cargo();
     build.args(["build", "--quiet", "--package", "lbxdp-ebpf", "--bin", "lbxdp-ebpf"]);
     build.args(["--release", "--target", TARGET, "-Zbuild-std=core"]);
-    build.args(["--target-dir", "target/bpf-build"]);
+    build.args(["--target-dir", "target/bpf-build"]).args(variant.arguments());
     build.env("RUSTC_BOOTSTRAP", "1");
     build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     build.env_remove("RUSTFLAGS");
@@ -37,11 +63,11 @@ fn build() -> Result<()> {
     let built = root().join("target/bpf-build").join(TARGET).join("release/lbxdp-ebpf");
     let object = fs::read(&built).with_context(|| built.display().to_string())?;
     let dir = root().join("target/bpf");
-    let copy = dir.join("lbxdp-ebpf");
+    let copy = dir.join(variant.object());
     if fs::read(&copy).ok().as_ref() != Some(&object) {
         fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
         // By rename: a build of the agent that runs at the same time sees all of it or nothing.
-        let draft = dir.join(format!("lbxdp-ebpf.{}", std::process::id()));
+        let draft = dir.join(format!("{}.{}", variant.object(), std::process::id()));
         fs::write(&draft, &object).with_context(|| draft.display().to_string())?;
         fs::rename(&draft, &copy).with_context(|| copy.display().to_string())?;
     }
@@ -52,5 +78,11 @@ fn build() -> Result<()> {
 pub fn run() -> Result<()> {
     crate::setup::toolchain()?;
     step("building the packet programs");
-    build()
+    build(Variant::Current)
+}
+
+/// Builds the object of the next layout.
+pub fn run_next() -> Result<()> {
+    step("building the packet programs with the next layout of maps");
+    build(Variant::Next)
 }

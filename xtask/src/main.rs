@@ -21,6 +21,8 @@ enum Task {
     Setup,
     /// Build the packet programs into target/bpf/lbxdp-ebpf.
     BuildEbpf,
+    /// Build what tests of upgrades need: programs and agent with another layout of maps.
+    BuildNext,
     /// Write the container image: a docker-archive with the static agent and nothing else.
     Image(image::Options),
     /// Render deploy/manifests/lbxdp.yaml from the Helm chart.
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Setup => setup::run(),
         Task::BuildEbpf => build_ebpf::run(),
+        Task::BuildNext => util::build_next(),
         Task::Image(options) => image::run(&options),
         Task::Chart(options) => chart::run(&options),
         Task::Demo => demo::run(),

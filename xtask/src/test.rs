@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use lbxdp_tests::kube::binaries;
 
-use crate::util::{build_programs, cargo, step};
+use crate::util::{build_next, build_programs, cargo, step};
 use crate::{setup, util};
 
 /// Options of `cargo xtask test`.
@@ -30,6 +30,7 @@ pub fn run(options: &Options) -> Result<()> {
     let ready = setup::toolchain()
         .and_then(|()| setup::machine())
         .and_then(|()| build_programs())
+        .and_then(|()| build_next())
         .and_then(|()| build_control_plane());
     let mut tally = Tally::default();
     let said = Skipped::new()?;

@@ -67,3 +67,17 @@ pub fn build_programs() -> Result<()> {
     step("building the agent and the test programs");
     run(cargo().args(["build", "--workspace", "--bins", "--quiet"]))
 }
+
+/// Builds the agent and its programs with the next layout of maps, `lbxdp-agent-next`: what tests
+/// of upgrades come from and go back to. Only this workspace's crates are built again.
+pub fn build_next() -> Result<()> {
+    crate::build_ebpf::run_next()?;
+    step("building the agent with the next layout of maps");
+    let mut build = cargo();
+    // Nobody debugs it, and it serves a handful of Services: the compiler is what takes time.
+    for setting in ["opt-level=0", "debug=false"] {
+        build.args(["--config", &format!("profile.dev.package.lbxdp-agent.{setting}")]);
+    }
+    build.args(["build", "--workspace", "--bin", "lbxdp-agent-next", "--quiet"]);
+    run(build.args(["--features", "lbxdp-agent/next-layout"]))
+}

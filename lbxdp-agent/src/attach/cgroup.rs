@@ -185,6 +185,17 @@ impl Sockets {
         Ok(())
     }
 
+    /// The program that belongs behind the one of a link, and the cgroup, if it is the one that is
+    /// served and another agent's program runs there.
+    pub(super) fn joins(&self, link: &CgroupPin) -> io::Result<Option<(&Loaded, File)>> {
+        let (Some(path), Some(program)) = (&self.cgroup, self.programs.get(&link.point)) else {
+            return Ok(None);
+        };
+        let cgroup = File::open(path)?;
+        let is_served = cgroup.metadata()?.ino() == link.info.cgroup_id;
+        Ok((is_served && program.id != link.info.prog_id).then_some((program, cgroup)))
+    }
+
     /// Whether no link runs a program of an earlier agent.
     pub(super) fn are_ours(&self, pins: &Pins) -> io::Result<bool> {
         Ok(pins

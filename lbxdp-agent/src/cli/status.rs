@@ -36,6 +36,8 @@ struct Status {
     source: Option<SourceLine>,
     devices: Vec<DeviceLine>,
     sockets: SocketLine,
+    /// Directories of maps that earlier programs use: an upgrade has not come to its end.
+    replaced: Vec<String>,
     frontends: usize,
     backends: usize,
     flows: usize,
@@ -136,6 +138,7 @@ pub fn status(args: &StatusArgs) -> anyhow::Result<()> {
         source: SourceLine::read(state_dir),
         devices: devices.into_iter().map(DeviceLine::from).collect(),
         sockets: cgroup::read_status(&pins)?.into(),
+        replaced: pins.replaced()?.iter().map(|path| path.display().to_string()).collect(),
         frontends,
         backends,
         flows: maps.live_flows(sys::coarse_ns())?,
@@ -156,6 +159,7 @@ fn text(status: &Status) -> String {
         source,
         devices,
         sockets,
+        replaced,
         frontends,
         backends,
         flows,
@@ -183,6 +187,9 @@ fn text(status: &Status) -> String {
         Some(cgroup) => format!("sockets are served in {cgroup}\n"),
         None => "sockets are not served\n".to_owned(),
     });
+    for maps in replaced {
+        let _ = writeln!(text, "an upgrade is not finished: programs may still use {maps}");
+    }
     for (part, nothing) in [
         (device_table, "no programs are attached"),
         (count_table, "no packet was served yet"),

@@ -14,8 +14,19 @@ use netlink_packet_route::tc::{
 use super::request::Requests;
 use crate::sys::Point;
 
-/// Before every other filter, like the head of a tcx chain.
-const PRIORITY: u16 = 1;
+/// Which of our filters, by priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Before every other filter, like the head of a tcx chain.
+    First = 1,
+    /// Behind that one, while other maps take over.
+    Second = 2,
+}
+
+impl Place {
+    const ALL: [Self; 2] = [Self::First, Self::Second];
+}
+
 /// Tells our filter from others of the same priority.
 const HANDLE: u32 = 0x6c62_7864;
 const ETH_P_ALL: u16 = 3;
@@ -102,9 +113,10 @@ impl Tc {
         &mut self,
         ifindex: u32,
         point: Point,
+        place: Place,
         prog: BorrowedFd<'_>,
     ) -> io::Result<()> {
-        let mut message = filter(ifindex, point);
+        let mut message = filter(ifindex, point, place);
         message.attributes.push(TcAttribute::Kind("bpf".to_owned()));
         message.attributes.push(TcAttribute::Options(vec![
             TcOption::Bpf(TcFilterBpfOption::ProgFd(prog.as_raw_fd() as u32)),
@@ -115,10 +127,16 @@ impl Tc {
     }
 
     /// Id of the program of our filter for `point`.
-    pub fn filter_program(&mut self, ifindex: u32, point: Point) -> io::Result<Option<u32>> {
+    pub fn filter_program(
+        &mut self,
+        ifindex: u32,
+        point: Point,
+        place: Place,
+    ) -> io::Result<Option<u32>> {
         let name = name(point);
         let has_name = |option: &TcFilterBpfOption| matches!(option, TcFilterBpfOption::ProgName(known) if *known == name);
-        let is_it = |filter: &TcMessage| is_ours(filter) && bpf_options(filter).any(has_name);
+        let is_it =
+            |filter: &TcMessage| is_ours(filter, place) && bpf_options(filter).any(has_name);
         let ours = self.filters(ifindex, point)?.into_iter().find(is_it);
         Ok(ours.as_ref().and_then(|filter| {
             bpf_options(filter).find_map(|option| match option {
@@ -128,12 +146,21 @@ impl Tc {
         }))
     }
 
-    /// Removes our filter, whichever it is; whether there was one.
-    pub fn remove_filter(&mut self, ifindex: u32, point: Point) -> io::Result<bool> {
-        if !self.filters(ifindex, point)?.iter().any(is_ours) {
+    /// Removes our filters, whichever they are; whether there were any.
+    pub fn remove_filters(&mut self, ifindex: u32, point: Point) -> io::Result<bool> {
+        let mut removed = false;
+        for place in Place::ALL {
+            removed |= self.remove_filter(ifindex, point, place)?;
+        }
+        Ok(removed)
+    }
+
+    /// Removes our filter at one place, whichever it is; whether there was one.
+    pub fn remove_filter(&mut self, ifindex: u32, point: Point, place: Place) -> io::Result<bool> {
+        if !self.filters(ifindex, point)?.iter().any(|filter| is_ours(filter, place)) {
             return Ok(false);
         }
-        let message = RouteNetlinkMessage::DelTrafficFilter(filter(ifindex, point));
+        let message = RouteNetlinkMessage::DelTrafficFilter(filter(ifindex, point, place));
         match self.requests.ask(message, 0) {
             Ok(_) => Ok(true),
             Err(error) if is_absent(&error) => Ok(false),
@@ -195,12 +222,12 @@ fn parent(point: Point) -> TcHandle {
     TcHandle { major: u16::MAX, minor }
 }
 
-fn filter(ifindex: u32, point: Point) -> TcMessage {
+fn filter(ifindex: u32, point: Point, place: Place) -> TcMessage {
     let mut message = TcMessage::default();
     message.header.index = ifindex as i32;
     message.header.handle = HANDLE.into();
     message.header.parent = parent(point);
-    message.header.info = u32::from(PRIORITY) << 16 | u32::from(ETH_P_ALL.to_be());
+    message.header.info = (place as u32) << 16 | u32::from(ETH_P_ALL.to_be());
     message
 }
 
@@ -219,7 +246,9 @@ fn bpf_options(filter: &TcMessage) -> impl Iterator<Item = &TcFilterBpfOption> {
         })
 }
 
-fn is_ours(filter: &TcMessage) -> bool {
+fn is_ours(filter: &TcMessage, place: Place) -> bool {
     let named = |option: &TcFilterBpfOption| matches!(option, TcFilterBpfOption::ProgName(name) if name.starts_with(NAME));
-    filter.header.handle == HANDLE.into() && bpf_options(filter).any(named)
+    filter.header.handle == HANDLE.into()
+        && filter.header.info >> 16 == place as u32
+        && bpf_options(filter).any(named)
 }

@@ -19,7 +19,8 @@ use crate::world::{SHORT, TIMEOUT, WEB_FILE, World, both, cluster_ip, pods, targ
 /// Long enough that no test sees its end.
 const LONG: u32 = 10_800;
 
-fn sticky(seconds: u32) -> Service {
+/// [`web`] with affinity.
+pub fn sticky(seconds: u32) -> Service {
     web()
         .spec("sessionAffinity", json!("ClientIP"))
         .spec("sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": seconds}}))
@@ -27,7 +28,7 @@ fn sticky(seconds: u32) -> Service {
 
 impl World {
     /// Serves this instead, with every pod but these, and waits until it is served.
-    fn serve(&self, service: &Service, left_out: &[&str]) {
+    pub fn serve(&self, service: &Service, left_out: &[&str]) {
         let served = self.cluster.pods().filter(|(_, pod)| !left_out.contains(&pod.name.as_str()));
         let endpoints: Vec<_> = served.flat_map(|(node, pod)| both(node, pod)).collect();
         self.manifests.write(WEB_FILE, &service.with(&endpoints));
@@ -41,7 +42,8 @@ impl World {
         });
     }
 
-    fn wait_affinity(&self, seconds: u32) {
+    /// Waits until every frontend has this affinity.
+    pub fn wait_affinity(&self, seconds: u32) {
         let what = format!("every frontend has an affinity of {seconds} s");
         for kind in ["ClusterIP", "LoadBalancer", "NodePort"] {
             self.wait_frontends(&what, kind, |row| row["affinity_seconds"] == seconds);
@@ -94,7 +96,7 @@ impl World {
     }
 
     /// The one name that answers a client at every frontend.
-    fn one_name(&self, v6: bool, client: IpAddr) -> String {
+    pub fn one_name(&self, v6: bool, client: IpAddr) -> String {
         let targets = self.frontends(v6);
         let names: BTreeSet<_> =
             targets.iter().flat_map(|to| self.names(*to, Probe::Http, client, 5)).collect();

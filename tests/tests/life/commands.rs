@@ -230,10 +230,14 @@ fn command_lines_that_say_nothing_sensible_exit_with_two() {
 
 /// Starts a second agent, which is to fail with this message.
 fn run_fails(world: &World, node: usize, arguments: &[&str], expected: &str) {
+    program_fails("lbxdp-agent", world, node, arguments, expected);
+}
+
+fn program_fails(program: &str, world: &World, node: usize, arguments: &[&str], expected: &str) {
     let node = world.cluster.node(node);
     // Should it not fail, it would run for ever.
     let mut agent = node.netns.command("timeout");
-    agent.arg("10").arg(workspace_binary("lbxdp-agent"));
+    agent.arg("10").arg(workspace_binary(program));
     agent.arg("run").arg("--manifests").arg(world.manifests.path());
     agent.args(["--node-name", &node.name, "--cgroup", "none"]).args(arguments);
     let output = agent.output().expect("started");
@@ -251,6 +255,8 @@ fn a_second_agent_on_the_same_pins_is_refused_and_disturbs_nothing() {
     for node in [0, 1] {
         run_fails(&world, node, &["--pin-path", &path], &expected);
     }
+    // And of another version, whose maps would be others.
+    program_fails("lbxdp-agent-next", &world, 0, &["--pin-path", &path], &expected);
     let output = world.command(&["cleanup"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(texts(&output).1.starts_with(&expected), "{}", texts(&output).1);

@@ -15,4 +15,5 @@ mod rebuild;
 mod restart;
 mod spread;
 mod udp;
+mod upgrade;
 mod world;

@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// Traffic of both families over several connections, so that local and remote backends are in
 /// it: running transfers, and new connections all the time.
-struct Traffic {
+pub struct Traffic {
     transfers: Vec<JoinHandle<Report>>,
     churns: Vec<Churn>,
     bytes: u64,
@@ -30,7 +30,7 @@ struct Traffic {
 
 impl Traffic {
     /// Transfers that last about so many seconds.
-    fn start(world: &World, seconds: u64) -> Self {
+    pub fn start(world: &World, seconds: u64) -> Self {
         let client = &world.cluster.client;
         let bytes = seconds * RATE / 2;
         let families = [false, true];
@@ -48,7 +48,8 @@ impl Traffic {
         Self { transfers, churns, bytes }
     }
 
-    fn all_went_well(self) {
+    /// Everything arrived, and nobody was refused.
+    pub fn all_went_well(self) {
         assert!(
             self.transfers.iter().any(|transfer| !transfer.is_finished()),
             "the transfers ended before the agents did what they were to do"
@@ -146,6 +147,9 @@ impl Contents {
         let (mut ids, mut raw) = (BTreeMap::new(), BTreeMap::new());
         for entry in std::fs::read_dir(pins.maps()).expect("the directory of maps") {
             let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                continue;
+            }
             let name = path.file_name().expect("a name").to_string_lossy().into_owned();
             let shown = json_of(&["map", "show", "pinned"], &path);
             ids.insert(name.clone(), shown["id"].as_u64().expect("an id"));
