@@ -4,16 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::apply::Maps as _;
 use crate::apply::pinned::PinnedMaps;
 use crate::apply::sockets::SocketMaps;
+use crate::apply::{MapError, Maps as _};
 use crate::attach::{Config, Dataplane, DeviceStatus, TcKind};
 use crate::device::{Pattern, Rules, Why};
 use crate::health::listeners::Listeners;
@@ -21,13 +21,16 @@ use crate::health::{Health, NoLocalEndpoints};
 use crate::index::{self, Index};
 use crate::keep;
 use crate::lock::Lock;
-use crate::model::{Desired, Endpoints, NodeFacts, Problem, Severity};
+use crate::model::{Desired, Endpoints, NodeFacts, Problem, Reason, Severity};
 use crate::netlink::{Monitor, Network, Routes};
 use crate::pins::Pins;
+use crate::problem::Problems;
+use crate::progress::{Extent, Triggers};
 use crate::reconcile::Reconciler;
 use crate::serve;
 use crate::sockets;
-use crate::source::{self, Change, Delta, Snapshot, Source};
+use crate::source::kube::Work;
+use crate::source::{self, Change, Delta, Kind, ObjectId, Snapshot, Source};
 use crate::sys::{self, Access};
 use crate::view;
 
@@ -126,6 +129,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let monitor = Monitor::start().context("following the network by netlink")?;
     let mut network = monitor.subscribe();
     let mut agent = Agent {
+        node: ObjectId::new(Kind::Node, None, &node_name),
         index: Index::new(node_name).with_config(index),
         desired: Desired::default(),
         is_undecided: false,
@@ -145,8 +149,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         source_problems: Vec::new(),
         index_problems: Vec::new(),
         reported: BTreeSet::new(),
+        failed: None,
+        events: source.events(),
         statuses: Vec::new(),
         listeners: Listeners::new(Arc::clone(&health)),
+        extent: Extent::Full,
+        triggers: Triggers::new(SystemTime::now()),
         health,
     };
     agent.take(first);
@@ -190,7 +198,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         let wake = wake.min(sweep_due);
         tokio::select! {
             change = source.changed() => {
-                agent.health.queued();
                 agent.take(change);
                 let due = not_before.max(Instant::now());
                 retry_due = Some(retry_due.map_or(due, |retry| retry.min(due)));
@@ -198,6 +205,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             changed = network.changed() => {
                 changed.context("the netlink thread ended")?;
                 agent.health.queued();
+                agent.health.progress.queued(0, 0);
                 retry_due = Some(Instant::now());
             }
             () = sleep_until(wake) => {}
@@ -211,6 +219,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 struct Agent {
+    node: ObjectId,
     index: Index,
     desired: Desired,
     /// The input changed since `desired` followed from it.
@@ -228,16 +237,32 @@ struct Agent {
     source_problems: Vec<Problem>,
     index_problems: Vec<Problem>,
     reported: BTreeSet<Problem>,
+    /// That the maps are not what they should be, as Events say it.
+    failed: Option<Problem>,
+    events: Option<source::kube::Events>,
     statuses: Vec<DeviceStatus>,
     listeners: Listeners,
+    /// Of the input that is not programmed yet.
+    extent: Extent,
+    triggers: Triggers,
     health: Arc<Health>,
 }
 
 impl Agent {
     /// Takes the input as it is now. What follows from it is a matter of the next reconciliation.
     fn take(&mut self, change: Change) {
+        self.health.queued();
+        let (mut services, mut endpoints) = (0, 0);
+        let mut count = |kind| match kind {
+            Kind::Service => services += 1,
+            Kind::EndpointSlice => endpoints += 1,
+            Kind::Node => {}
+        };
         let problems = match change {
             Change::All(Snapshot { objects, problems }) => {
+                objects.iter().for_each(|sourced| count(sourced.object.kind()));
+                self.triggers.forget();
+                self.extent = Extent::Full;
                 self.index.replace(objects);
                 self.is_undecided = true;
                 problems
@@ -246,13 +271,23 @@ impl Agent {
                 self.is_undecided |= !deltas.is_empty();
                 for delta in deltas {
                     match delta {
-                        Delta::Apply(object) => self.index.apply(object),
-                        Delta::Delete(id) => self.index.delete(&id),
+                        Delta::Apply { object, triggered } => {
+                            let id = object.object.id();
+                            count(id.kind);
+                            self.triggers.changed(&id, triggered);
+                            self.index.apply(object);
+                        }
+                        Delta::Delete(id) => {
+                            count(id.kind);
+                            self.triggers.deleted(&id);
+                            self.index.delete(&id);
+                        }
                     }
                 }
                 problems
             }
         };
+        self.health.progress.queued(services, endpoints);
         let is_complete = problems.iter().all(|problem| problem.severity != Severity::Error);
         self.source_problems = problems;
         self.rules.node_addresses = self.index.node_addresses();
@@ -276,6 +311,7 @@ impl Agent {
 
     /// Brings the maps as near to what is desired as they get; when to try again.
     fn reconcile(&mut self, network: &Network, sweep: bool) -> Option<Duration> {
+        let start = Instant::now();
         let is_undecided = std::mem::take(&mut self.is_undecided);
         if self.index.set_device_addresses(network.addresses()) || is_undecided {
             self.decide();
@@ -310,9 +346,30 @@ impl Agent {
         }
         let mut problems = outcome.problems;
         problems.extend(unheard);
-        self.report(problems);
+        self.report(problems, outcome.failure.as_ref());
         self.health.programmed(outcome.failure.is_none());
+        self.measure(start.elapsed(), outcome.failure.as_ref());
         earliest([outcome.retry_after, swept.retry_after, listen_again])
+    }
+
+    /// Notes what came of a reconciliation.
+    fn measure(&mut self, took: Duration, failure: Option<&MapError>) {
+        let progress = &self.health.progress;
+        let is_done = failure.is_none();
+        progress.synced(self.extent, took, is_done);
+        if let Some(kube) = self.health.kube() {
+            let (warnings, errors) = self.health.problem_counts();
+            let (last_sync, error) =
+                (progress.last_sync().as_secs(), failure.map(ToString::to_string));
+            kube.set_work(Work { last_sync, error, warnings, errors });
+        }
+        progress.set_rooms(self.reconciler.rooms());
+        if is_done {
+            self.extent = Extent::Partial;
+            for latency in self.triggers.programmed(SystemTime::now()) {
+                progress.programming.observe(latency.as_secs_f64());
+            }
+        }
     }
 
     /// What only this node knows: its addresses, and from where it reaches remote backends.
@@ -393,8 +450,8 @@ impl Agent {
         stale > 0 || !ops.is_empty()
     }
 
-    /// Logs each problem once while it lasts.
-    fn report(&mut self, planning: Vec<Problem>) {
+    /// Logs each problem once while it lasts, and tells the API of all.
+    fn report(&mut self, planning: Vec<Problem>, failure: Option<&MapError>) {
         let mut problems: BTreeSet<_> = planning.into_iter().collect();
         problems.extend(self.source_problems.iter().cloned());
         problems.extend(self.index_problems.iter().cloned());
@@ -409,8 +466,25 @@ impl Agent {
         }
         let count = |severity| problems.iter().filter(|p| p.severity == severity).count();
         self.health.problems(count(Severity::Warning), count(Severity::Error));
+        let failed = failure.map(|error| not_programmed(&self.node, error));
+        if let Some(events) = &self.events
+            && (self.reported != problems || self.failed != failed)
+        {
+            let uid = |id: &ObjectId| self.index.uid(id).map(str::to_owned);
+            events.set(source::kube::reports(problems.iter().chain(&failed), uid));
+        }
+        self.failed = failed;
         self.reported = problems;
     }
+}
+
+/// The node's problem. Not the key, which differs from one attempt to the next.
+fn not_programmed(node: &ObjectId, error: &MapError) -> Problem {
+    let MapError { map, key: _, source } = error;
+    let mut problems = Problems::default();
+    let message = format!("changes are not programmed: map {map}: {source}");
+    problems.about("", &node.to_string()).because(Reason::SyncFailed).error("", message);
+    problems.into_sorted().remove(0)
 }
 
 /// The shortest of these waits.

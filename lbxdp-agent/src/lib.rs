@@ -23,6 +23,7 @@ pub mod object;
 pub mod pins;
 pub mod plan;
 pub mod problem;
+pub mod progress;
 pub mod quarantine;
 pub mod reconcile;
 pub mod serve;

@@ -212,6 +212,61 @@ pub enum Severity {
     Error,
 }
 
+/// What a [`Problem`] is about, for programs. Names are never given another meaning: people select
+/// Events by them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// A field says nothing that can be served.
+    InvalidField,
+    /// Something is not served as it is written.
+    NotServedAsWritten,
+    /// An address and port is somebody else's.
+    AddressConflict,
+    /// An external address that the operator does not allow.
+    ExternalIpNotAllowed,
+    /// A source range that cannot be read, and admits nobody.
+    InvalidSourceRange,
+    /// Nobody answers the health checks of load balancers on this node.
+    HealthCheckNotServed,
+    /// The node has no address for NodePorts.
+    NodePortsNotServed,
+    /// A map is full.
+    CapacityExceeded,
+    /// This node has no way to an endpoint.
+    EndpointUnreachable,
+    /// The maps of this node are not what they should be.
+    SyncFailed,
+}
+
+impl Reason {
+    /// The name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidField => "InvalidField",
+            Self::NotServedAsWritten => "NotServedAsWritten",
+            Self::AddressConflict => "AddressConflict",
+            Self::ExternalIpNotAllowed => "ExternalIPNotAllowed",
+            Self::InvalidSourceRange => "InvalidSourceRange",
+            Self::HealthCheckNotServed => "HealthCheckNotServed",
+            Self::NodePortsNotServed => "NodePortsNotServed",
+            Self::CapacityExceeded => "CapacityExceeded",
+            Self::EndpointUnreachable => "EndpointUnreachable",
+            Self::SyncFailed => "SyncFailed",
+        }
+    }
+
+    /// Whether other nodes may not have the problem. Every node has the others, in the same words.
+    pub const fn is_of_node(self) -> bool {
+        matches!(
+            self,
+            Self::HealthCheckNotServed
+                | Self::NodePortsNotServed
+                | Self::EndpointUnreachable
+                | Self::SyncFailed
+        )
+    }
+}
+
 /// Bad input: which object in which file, which field, and what is wrong. Everything else keeps
 /// being served.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -226,11 +281,13 @@ pub struct Problem {
     pub field: String,
     /// What is wrong and what follows from it.
     pub message: String,
+    /// What kind of problem it is.
+    pub reason: Reason,
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { severity: _, origin, object, field, message } = self;
+        let Self { severity: _, reason: _, origin, object, field, message } = self;
         if !origin.is_empty() {
             write!(f, "{origin}: ")?;
         }

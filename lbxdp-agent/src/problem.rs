@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use crate::model::{Problem, Severity};
+use crate::model::{Problem, Reason, Severity};
 
 /// Longest value that a message repeats.
 const VALUE_CHARS: usize = 80;
@@ -17,7 +17,7 @@ pub struct Problems(BTreeSet<Problem>);
 impl Problems {
     /// Everything reported about one object goes through the reporter this returns.
     pub fn about<'a>(&'a mut self, origin: &str, object: &str) -> Reporter<'a> {
-        Reporter { problems: self, origin: escaped(origin), object: escaped(object) }
+        Reporter { problems: self, origin: escaped(origin), object: escaped(object), reason: None }
     }
 
     /// Adds problems found elsewhere.
@@ -42,9 +42,20 @@ pub struct Reporter<'a> {
     problems: &'a mut Problems,
     origin: String,
     object: String,
+    reason: Option<Reason>,
 }
 
 impl Reporter<'_> {
+    /// The same for problems of one kind, instead of those that the severity stands for.
+    pub fn because(&mut self, reason: Reason) -> Reporter<'_> {
+        Reporter {
+            problems: self.problems,
+            origin: self.origin.clone(),
+            object: self.object.clone(),
+            reason: Some(reason),
+        }
+    }
+
     /// What is named is ignored.
     pub fn error(&mut self, field: impl AsRef<str>, message: impl AsRef<str>) {
         self.report(Severity::Error, field.as_ref(), message.as_ref());
@@ -62,6 +73,10 @@ impl Reporter<'_> {
             object: self.object.clone(),
             field: escaped(field),
             message: escaped(message),
+            reason: self.reason.unwrap_or(match severity {
+                Severity::Error => Reason::InvalidField,
+                Severity::Warning => Reason::NotServedAsWritten,
+            }),
         });
     }
 }
@@ -118,10 +133,22 @@ mod tests {
         let evil = "a\x1b[2Jb\r\nc\u{202e}d\u{9b}";
         let problem = one(evil, evil, evil, evil);
         let expected = r"a\u{1b}[2Jb\u{d}\u{a}c\u{202e}d\u{9b}";
-        let Problem { severity: _, origin, object, field, message } = problem;
+        let Problem { severity: _, reason: _, origin, object, field, message } = problem;
         for part in [origin, object, field, message] {
             assert_eq!(part, expected);
         }
+    }
+
+    #[test]
+    fn the_reason_is_said_or_follows_from_the_severity() {
+        let mut problems = Problems::default();
+        let mut about = problems.about("", "Service default/a");
+        about.because(Reason::AddressConflict).error("a", "x");
+        about.error("b", "x");
+        about.warning("c", "x");
+        let reasons: Vec<_> = problems.into_sorted().iter().map(|p| p.reason).collect();
+        let [a, b, c] = [Reason::AddressConflict, Reason::InvalidField, Reason::NotServedAsWritten];
+        assert_eq!(reasons, [a, b, c]);
     }
 
     #[test]

@@ -132,6 +132,11 @@ impl IdPool {
         self.free.extend(self.quarantine.drain_over(now));
     }
 
+    /// How many ids are used or in quarantine.
+    pub fn used(&self) -> usize {
+        (self.untouched as usize).saturating_sub(self.free.len())
+    }
+
     /// Whether ids will become free by waiting.
     pub fn is_waiting(&self) -> bool {
         !self.quarantine.is_empty()
@@ -151,6 +156,7 @@ mod tests {
         assert!(!pool.reserve(1), "taken twice");
         assert!(!pool.reserve(10), "beyond the capacity");
         assert_eq!([pool.take(), pool.take(), pool.take()], [Some(0), Some(2), Some(3)]);
+        assert_eq!(pool.used(), 4);
     }
 
     #[test]
@@ -158,7 +164,7 @@ mod tests {
         let mut pool = IdPool::new(1);
         let id = pool.take().unwrap();
         pool.release(id);
-        assert_eq!(pool.take(), None);
+        assert_eq!((pool.take(), pool.used()), (None, 1));
         pool.tick(5 * SECOND);
         pool.tick(6 * SECOND - 1);
         assert_eq!(pool.take(), None);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::apply::{Actual, MapError, Maps};
 use crate::model::{Desired, NodeFacts, Problem};
 use crate::plan::{Plan, Planner};
+use crate::progress::Room;
 use crate::quarantine::QUARANTINE;
 use crate::udp::Sweeps;
 
@@ -114,6 +115,11 @@ impl<M: Maps> Reconciler<M> {
         }
         swept.retry_after = self.sweeps.wait(now);
         swept
+    }
+
+    /// How full the maps are that only the agent fills.
+    pub fn rooms(&self) -> Vec<Room> {
+        self.planner.rooms()
     }
 
     /// What the maps hold.

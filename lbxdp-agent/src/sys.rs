@@ -453,21 +453,12 @@ pub fn read_batched<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V
     let mut capacity = BATCH;
     let mut all = Vec::new();
     loop {
-        let mut keys = vec![MaybeUninit::<K>::zeroed(); capacity];
-        let mut values = vec![MaybeUninit::<V>::zeroed(); capacity];
-        let mut attr = BatchAttr {
-            in_batch: if first { 0 } else { token.as_ptr() as u64 },
-            out_batch: next.as_mut_ptr() as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: capacity as u32,
-            map_fd: map.as_raw_fd() as u32,
-            elem_flags: 0,
-            flags: 0,
-        };
-        let end = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
-            Ok(_) => false,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        let from = (!first).then_some(token.as_slice());
+        let end = match lookup_batch(map, from, &mut next, capacity) {
+            Ok(Batch { entries, is_last }) => {
+                all.extend(entries);
+                is_last
+            }
             // One bucket holds more than the buffer: nothing was read.
             Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
                 capacity *= 2;
@@ -476,16 +467,95 @@ pub fn read_batched<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
-        let read = keys.iter().zip(&values).take(attr.count as usize);
-        // SAFETY: the buffers start zeroed and the kernel wrote whole keys and values of the
-        // sizes compared above; any bit pattern is a value of a `Pod`.
-        all.extend(read.map(|(key, value)| unsafe { (key.assume_init(), value.assume_init()) }));
         if end {
             return Ok(all);
         }
         std::mem::swap(&mut token, &mut next);
         first = false;
     }
+}
+
+/// A part of a hash.
+#[derive(Debug)]
+pub struct Sample<K, V> {
+    /// Its entries.
+    pub entries: Vec<(K, V)>,
+    /// Which part of the buckets they were in: 1 if these are all.
+    pub share: f64,
+}
+
+impl<K, V> Sample<K, V> {
+    /// How many entries of the whole hash are like these, by those of the sample that are.
+    pub fn estimate(&self, is_like: impl Fn(&K, &V) -> bool) -> u64 {
+        let count = self.entries.iter().filter(|(key, value)| is_like(key, value)).count();
+        (count as f64 / self.share).round() as u64
+    }
+}
+
+/// Reads the first buckets of a hash, with at most so many entries in them. Where an entry is
+/// follows from a hash function with a seed of the map's own, so this is as good as chance: of
+/// 2,048 entries the standard error of [`Sample::estimate`] is 2 %. As [`read_batched`], Linux 5.6.
+pub fn sample_hash<K: Pod, V: Pod>(map: BorrowedFd<'_>, most: usize) -> io::Result<Sample<K, V>> {
+    let described = map_info(map)?;
+    expect_sizes::<K, V>(&described)?;
+    let mut next = [0_u64; 1];
+    let Batch { entries, is_last } = loop {
+        match lookup_batch(map, None, &mut next, most) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            batch => break batch?,
+        }
+    };
+    let buckets = described.max_entries.next_power_of_two();
+    let [a, b, c, d, ..] = next[0].to_ne_bytes();
+    // The token is the number of the first bucket that was not read.
+    let read = u32::from_ne_bytes([a, b, c, d]);
+    if is_last {
+        return Ok(Sample { entries, share: 1.0 });
+    }
+    if read == 0 || read > buckets {
+        let unknown = format!("bucket {read} of {buckets}: this kernel numbers them otherwise");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, unknown));
+    }
+    Ok(Sample { entries, share: f64::from(read) / f64::from(buckets) })
+}
+
+struct Batch<K, V> {
+    entries: Vec<(K, V)>,
+    /// There are no more.
+    is_last: bool,
+}
+
+/// One call of `BPF_MAP_LOOKUP_BATCH`: entries from a token on, or from the beginning, and in
+/// `next` where to go on. The sizes of key and value must be those of the map, `next` large enough
+/// for its kind.
+fn lookup_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    from: Option<&[u64]>,
+    next: &mut [u64],
+    capacity: usize,
+) -> io::Result<Batch<K, V>> {
+    let mut keys = vec![MaybeUninit::<K>::zeroed(); capacity];
+    let mut values = vec![MaybeUninit::<V>::zeroed(); capacity];
+    let mut attr = BatchAttr {
+        in_batch: from.map_or(0, |token| token.as_ptr() as u64),
+        out_batch: next.as_mut_ptr() as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: capacity as u32,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    let is_last = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) => return Err(error),
+    };
+    let read = keys.iter().zip(&values).take(attr.count as usize);
+    // SAFETY: the buffers start zeroed and the kernel wrote whole keys and values of the map's
+    // sizes; any bit pattern is a value of a `Pod`.
+    let entries = read.map(|(key, value)| unsafe { (key.assume_init(), value.assume_init()) });
+    Ok(Batch { entries: entries.collect(), is_last })
 }
 
 fn expect_sizes<K, V>(map: &MapInfo) -> io::Result<()> {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData};
 use lbxdp_agent::apply::pinned::{FlowEntry, PinnedMaps};
+use lbxdp_agent::apply::pressure;
 use lbxdp_agent::apply::{BackendEntry, MapOp, Maps as _};
 use lbxdp_agent::attach::{self, Config, Dataplane, DeviceStatus, TcKind, TcMode};
 use lbxdp_agent::device::{NoXdp, Rules};
@@ -754,5 +755,62 @@ fn a_full_table_of_udp_flows_is_swept() {
         println!("{} ended in {removing:?}", stale.len());
         assert_eq!(maps.udp_flows().unwrap().len(), read.len() - stale.len());
         assert!(!maps.end_flow(&stale[0]).unwrap(), "it is gone already");
+    });
+}
+
+/// Prints what a look costs, and how full the kernel lets the table become.
+#[test]
+fn how_full_maps_are_is_known_from_a_sample() {
+    let lab = Lab::new("pressure");
+    lab.on_node(|| {
+        drop(lab.load());
+        let now = sys::coarse_ns();
+        let used = |name: &str| {
+            let start = Instant::now();
+            let rooms = pressure::sampled(&lab.pins(), now).unwrap();
+            let room = rooms.into_iter().find(|room| room.map == name).unwrap();
+            println!("{} of {}: {:?}", room.used, room.map, start.elapsed());
+            room.used
+        };
+        for name in ["addresses_v4", "flows_v4", "flows_v6", "sockets_v4", "sockets_v6", "affinity"]
+        {
+            assert_eq!(used(name), 0, "{name}");
+        }
+
+        let mut maps = PinnedMaps::open(&lab.pins(), Access::ReadWrite).unwrap();
+        for number in 0..1_000_u32 {
+            let [_, _, a, b] = number.to_be_bytes();
+            let addr = IpAddr::from([10, 96, a, b]);
+            let op =
+                MapOp::SetAddress { addr, flags: AddressFlags { flags: AddressFlags::SERVICE } };
+            assert!(maps.apply(&[op]).1.is_none());
+        }
+        assert_eq!(used("addresses_v4"), 1_000, "few are counted one by one");
+
+        let fd = sys::obj_get(&lab.pins().map("flows_v4"), Access::ReadWrite).unwrap();
+        let map = Map::from_map_data(MapData::from_fd(fd).unwrap()).unwrap();
+        let mut flows: HashMap<_, FlowKey<[u8; 4]>, Flow<[u8; 4]>> = map.try_into().unwrap();
+        let FlowEntry::V4(key, value) = flow([198, 51, 100, 1], [10, 0, 0, 1], now, false) else {
+            unreachable!()
+        };
+        let mut written = 0_u32;
+        for target in [1_000, 30_000, 120_000, MAX_FLOWS as u32] {
+            for number in written..target {
+                let [_, a, b, c] = number.to_be_bytes();
+                // Every other one is over.
+                let last_seen = if number % 2 == 0 { now } else { 0 };
+                flows
+                    .insert(FlowKey { src: [203, a, b, c], ..key }, Flow { last_seen, ..value }, 0)
+                    .unwrap();
+            }
+            written = target;
+            let read = maps.flows().unwrap().count();
+            let live = maps.live_flows(now).unwrap();
+            println!("{written} written, {read} there, {live} of them live");
+            let estimate = used("flows_v4");
+            // Four standard errors.
+            let error = if read <= 2_048 { 0.0 } else { 0.1 * live as f64 };
+            assert!((estimate as f64 - live as f64).abs() <= error, "{estimate} of {live}");
+        }
     });
 }

@@ -53,6 +53,9 @@ numbered! {
         SocketRefused = 21 "socket_refused",
         /// A connected socket was told that its backend does not serve any more.
         SocketStale = 22 "socket_stale",
+        /// A flow was created by a TCP or SCTP packet that begins nothing: its state was lost, or was
+        /// never here.
+        FlowMidstream = 23 "flow_midstream",
     }
 }
 

@@ -32,7 +32,7 @@ pub struct AgentOptions {
     pub cgroup: ServedCgroup,
     /// Further arguments of `run`.
     pub extra: Vec<String>,
-    /// `RUST_LOG`; `info` if not set.
+    /// `LBXDP_LOG`; `info` if not set.
     pub log_filter: Option<String>,
     /// The netns is ready for use before the agent is: do not wait for `/readyz`.
     pub do_not_wait: bool,
@@ -175,7 +175,7 @@ impl Agent {
             ServedCgroup::None => Path::new("none"),
         });
         command.args(extra);
-        command.env("RUST_LOG", log_filter.as_deref().unwrap_or("info"));
+        command.env("LBXDP_LOG", log_filter.as_deref().unwrap_or("info"));
         command.env("RUST_BACKTRACE", "1").env("NO_COLOR", "1");
         if let Some(step) = end_at {
             command.env("LBXDP_END_AT", step);

@@ -8,6 +8,7 @@ pub mod fake;
 pub mod faulty;
 mod flow;
 pub mod pinned;
+pub mod pressure;
 pub mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};

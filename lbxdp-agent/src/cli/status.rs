@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use lbxdp_common::ABI_VERSION;
@@ -16,7 +17,7 @@ use crate::cli::source::StateArgs;
 use crate::cli::{ReadArgs, list};
 use crate::lock::Lock;
 use crate::netlink::Monitor;
-use crate::source::kube::{Report, WatchReport};
+use crate::source::kube::{Report, WatchReport, Work};
 use crate::sys;
 
 #[derive(Debug, Args)]
@@ -62,7 +63,13 @@ impl SourceLine {
         Some(Self { running, connected, report })
     }
 
-    fn text(&self) -> String {
+    /// `now` is in seconds of the epoch.
+    fn text(&self, now: u64) -> String {
+        let work = self.report.work.as_ref().map(|work| work_text(work, now)).unwrap_or_default();
+        self.connection() + &work
+    }
+
+    fn connection(&self) -> String {
         let Self { running, connected, report } = self;
         let server = &report.server;
         if *connected {
@@ -82,6 +89,20 @@ impl SourceLine {
         text.push('\n');
         text
     }
+}
+
+/// What the agent has made of its input.
+fn work_text(work: &Work, now: u64) -> String {
+    let Work { last_sync, error, warnings, errors } = work;
+    let mut text = match last_sync {
+        0 => "never programmed".to_owned(),
+        last => format!("last programmed {} s ago", now.saturating_sub(*last)),
+    };
+    if let Some(error) = error {
+        let _ = write!(text, ", changes are not: {}", error.escape_debug());
+    }
+    let _ = writeln!(text, "; problems of the input: {errors} errors, {warnings} warnings");
+    text
 }
 
 #[derive(Debug, Serialize)]
@@ -166,7 +187,8 @@ fn text(status: &Status) -> String {
         counters,
         drops,
     } = status;
-    let source = source.as_ref().map(SourceLine::text).unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let source = source.as_ref().map(|source| source.text(now)).unwrap_or_default();
     let mut device_table = table(&["device", "xdp", "tc", "why not native"]);
     for DeviceLine { name, ifindex: _, xdp, reason, tc } in devices {
         device_table.add_row([name, *xdp, *tc, reason.as_deref().unwrap_or("")]);
@@ -204,4 +226,35 @@ fn text(status: &Status) -> String {
         text.push('\n');
     }
     text.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_connection_and_what_came_of_it_are_two_lines() {
+        let watch = WatchReport { connected: true, reconnects: 0, error: None };
+        let mut source = SourceLine {
+            running: true,
+            connected: true,
+            report: Report {
+                server: "https://192.0.2.1/".to_owned(),
+                servers: vec!["https://192.0.2.1/".to_owned()],
+                watches: [("Service".to_owned(), watch)].into(),
+                work: None,
+            },
+        };
+        let connected = "API server https://192.0.2.1/, connected\n";
+        assert_eq!(source.text(100), connected);
+        let work = Work { last_sync: 97, error: None, warnings: 2, errors: 1 };
+        source.report.work = Some(work.clone());
+        let problems = "; problems of the input: 1 errors, 2 warnings\n";
+        let expected = format!("{connected}last programmed 3 s ago{problems}");
+        assert_eq!(source.text(100), expected);
+        let error = Some("map x: \u{1b}[2Jfull".to_owned());
+        source.report.work = Some(Work { last_sync: 0, error, ..work });
+        let failed = "never programmed, changes are not: map x: \\u{1b}[2Jfull";
+        assert_eq!(source.text(100), format!("{connected}{failed}{problems}"));
+    }
 }

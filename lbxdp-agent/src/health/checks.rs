@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::model::{Desired, Family, FrontendAddr, Problem, Protocol, Severity};
+use crate::model::{Desired, Family, FrontendAddr, Problem, Protocol, Reason, Severity};
 
 /// What one listener answers for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,7 @@ fn problem(namespace: &str, name: &str, message: String) -> Problem {
         object: format!("Service {namespace}/{name}"),
         field: "spec.healthCheckNodePort".to_owned(),
         message,
+        reason: Reason::HealthCheckNotServed,
     }
 }
 

@@ -18,6 +18,7 @@ use lbxdp_common::FrontendKind;
 
 use self::liveness::Liveness;
 use crate::model::{Desired, Endpoints};
+use crate::progress::Progress;
 use crate::source::kube;
 use crate::sys;
 
@@ -42,6 +43,8 @@ pub struct Health {
     pub healthz: Answers,
     /// Answers of `/livez`.
     pub livez: Answers,
+    /// What it has done and has to do.
+    pub progress: Progress,
 }
 
 /// How often a question was answered in which way.
@@ -108,6 +111,7 @@ impl Health {
             no_local_external: AtomicUsize::new(0),
             healthz: Answers::default(),
             livez: Answers::default(),
+            progress: Progress::default(),
         }
     }
 

@@ -7,7 +7,7 @@ use lbxdp_common::FrontendKind;
 
 use super::ports::Port;
 use super::service::Plan;
-use crate::model::{Family, FrontendAddr};
+use crate::model::{Family, FrontendAddr, Reason};
 use crate::problem::Problems;
 
 /// A Service port's wish for a frontend.
@@ -74,7 +74,9 @@ impl<'a> Claims<'a> {
             let winner = claims.next()?;
             for loser in claims.filter(|loser| !loser.repeats(&winner)) {
                 let report = &mut problems.about(&loser.plan.origin, &loser.plan.id.to_string());
-                report.error(&loser.field, lost(addr, &loser, &winner));
+                report
+                    .because(Reason::AddressConflict)
+                    .error(&loser.field, lost(addr, &loser, &winner));
             }
             Some((addr, winner))
         };

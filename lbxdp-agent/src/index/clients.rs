@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::ServiceSpec;
 use lbxdp_common::FrontendKind;
 
 use super::config::Config;
-use crate::model::{Clients, Family};
+use crate::model::{Clients, Family, Reason};
 use crate::problem::{Reporter, quoted};
 
 /// The time-out that the API server writes where none is given.
@@ -46,7 +46,7 @@ impl Rules {
                 continue;
             }
             rules.has_unreadable = true;
-            report.error(
+            report.because(Reason::InvalidSourceRange).error(
                 format!("spec.loadBalancerSourceRanges[{index}]"),
                 format!(
                     "{} is not a range of addresses such as 192.0.2.0/24: nobody is admitted by it",

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::ServiceSpec;
 
 use super::config::Config;
 use super::service::{Address, addresses};
+use crate::model::Reason;
 use crate::problem::Reporter;
 
 /// Those that the operator allows. A Service of any type may have them.
@@ -22,7 +23,7 @@ pub(super) fn allowed_ips(
         return Vec::new();
     }
     if config.allow_external_ips.is_empty() {
-        report.warning(
+        report.because(Reason::ExternalIpNotAllowed).warning(
             field,
             "external addresses are not served: whoever may write a Service could take any \
              address with them (CVE-2020-8554); --allow-external-ips says which they may take",
@@ -39,7 +40,7 @@ pub(super) fn allowed_ips(
                 "{addr} is in no range of --allow-external-ips: this external address is not \
                  served (CVE-2020-8554)"
             );
-            report.warning(field, message);
+            report.because(Reason::ExternalIpNotAllowed).warning(field, message);
         }
         is_allowed
     });

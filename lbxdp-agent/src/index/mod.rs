@@ -38,7 +38,8 @@ use self::service::{Plan, Policy};
 use self::slices::Slices;
 use self::topology::Here;
 use crate::model::{
-    Desired, Endpoints, Family, Frontend, FrontendAddr, HealthCheck, Problem, ServicePortName,
+    Desired, Endpoints, Family, Frontend, FrontendAddr, HealthCheck, Problem, Reason,
+    ServicePortName,
 };
 use crate::problem::Problems;
 use crate::source::{Kind, Object, ObjectId, Sourced};
@@ -148,6 +149,16 @@ impl Index {
         self.nodes.get(&self.node_id()).is_none_or(|node| node::is_eligible(&node.object))
     }
 
+    /// The `metadata.uid` of an object, if it is known and has one.
+    pub fn uid(&self, id: &ObjectId) -> Option<&str> {
+        let metadata = match id.kind {
+            Kind::Service => &self.services.get(id)?.object.metadata,
+            Kind::EndpointSlice => &self.slices.get(id)?.object.metadata,
+            Kind::Node => &self.nodes.get(id)?.object.metadata,
+        };
+        metadata.uid.as_deref()
+    }
+
     fn node_id(&self) -> ObjectId {
         ObjectId::new(Kind::Node, None, &self.node_name)
     }
@@ -206,7 +217,8 @@ impl Index {
         if !self.config.has_node_port_ranges() && node.is_none() {
             let count = wanted_by(&families);
             if count > 0 {
-                report.warning("", format!("no such Node: {consequence}: {count})"));
+                let message = format!("no such Node: {consequence}: {count})");
+                report.because(Reason::NodePortsNotServed).warning("", message);
             }
             return addresses;
         }
@@ -220,7 +232,7 @@ impl Index {
                 true => ("", "address in --nodeport-addresses"),
             };
             let message = format!("no {what} of family {family}: its {consequence}: {count})");
-            report.warning(field, message);
+            report.because(Reason::NodePortsNotServed).warning(field, message);
         }
         addresses
     }

@@ -63,6 +63,11 @@ pub(super) struct Backends {
 }
 
 impl Backends {
+    /// Where ids come from.
+    pub(super) const fn pools(&self) -> &PerFamily<IdPool> {
+        &self.pools
+    }
+
     /// Takes over the ids in the maps.
     pub(super) fn read(actual: &Actual) -> Self {
         let mut backends = Self {

@@ -22,14 +22,17 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use lbxdp_common::limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_FRONTENDS};
+use lbxdp_common::limits::{
+    MAX_ADDRESSES, MAX_BACKENDS, MAX_FRONTENDS, MAX_MEMBERS, MAX_RANGES, TABLE_BLOCKS,
+};
 use lbxdp_common::{AddressFlags, Descriptor, FrontendInfo, TablePolicy, TableRef};
 
 use crate::apply::{Actual, BackendEntry, MapOp};
 use crate::model::{
-    Desired, Endpoints, Family, Frontend, FrontendAddr, NodeFacts, Problem, ServicePortName,
-    Severity,
+    Desired, Endpoints, Family, Frontend, FrontendAddr, NodeFacts, Problem, Reason,
+    ServicePortName, Severity,
 };
+use crate::progress::Room;
 use crate::quarantine::IdPool;
 use crate::slab::BlockRange;
 
@@ -157,6 +160,31 @@ impl Planner {
 
         self.exhausted = problems.exhausted;
         Plan { ops, problems: problems.found.into_iter().collect() }
+    }
+
+    /// How full the maps are that hold ids and ranges, and those that cannot tell at a glance.
+    pub fn rooms(&self) -> Vec<Room> {
+        let room = |map, used: usize, capacity: usize| Room {
+            map,
+            used: used as u64,
+            capacity: capacity as u64,
+        };
+        let ranges = |family| {
+            let of_family = self.actual.ranges.iter().filter(|((of, _), _)| *of == family);
+            of_family.map(|(_, ranges)| ranges.len()).sum()
+        };
+        let PerFamily { v4, v6 } = &self.frontend_pools;
+        let backends = self.backends.pools();
+        vec![
+            room("frontends_v4", v4.used(), MAX_FRONTENDS),
+            room("frontends_v6", v6.used(), MAX_FRONTENDS),
+            room("backends_v4", backends.v4.used(), MAX_BACKENDS),
+            room("backends_v6", backends.v6.used(), MAX_BACKENDS),
+            room("tables", self.tables.used_blocks(), TABLE_BLOCKS),
+            room("members", self.actual.members.len(), MAX_MEMBERS),
+            room("ranges_v4", ranges(Family::V4), MAX_RANGES),
+            room("ranges_v6", ranges(Family::V6), MAX_RANGES),
+        ]
     }
 
     /// Whether planning again after [`crate::quarantine::QUARANTINE`] will find more to do, even
@@ -505,12 +533,14 @@ struct Problems {
 
 impl Problems {
     fn warn(&mut self, frontend: &Frontend, message: String) {
-        self.found.insert(problem(Severity::Warning, &frontend.name, message));
+        let reason = Reason::EndpointUnreachable;
+        self.found.insert(problem(Severity::Warning, &frontend.name, message, reason));
     }
 
     fn exhausted(&mut self, frontend: &Frontend, message: String) {
         self.exhausted = true;
-        self.found.insert(problem(Severity::Error, &frontend.name, message));
+        let reason = Reason::CapacityExceeded;
+        self.found.insert(problem(Severity::Error, &frontend.name, message, reason));
     }
 
     fn address(&mut self, addr: IpAddr, family: Family, flags: AddressFlags) {
@@ -522,16 +552,18 @@ impl Problems {
             object: format!("address {addr}"),
             field: String::new(),
             message: format!("{what} not served: {MAX_ADDRESSES} {family} addresses exist"),
+            reason: Reason::CapacityExceeded,
         });
     }
 }
 
-fn problem(severity: Severity, name: &ServicePortName, message: String) -> Problem {
+fn problem(severity: Severity, name: &ServicePortName, message: String, reason: Reason) -> Problem {
     Problem {
         severity,
         origin: String::new(),
         object: format!("Service {}/{}", name.namespace, name.service),
         field: format!("port {}", name.port),
         message,
+        reason,
     }
 }

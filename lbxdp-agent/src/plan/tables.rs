@@ -151,6 +151,11 @@ impl Tables {
         }
     }
 
+    /// How many blocks are used or rest before they are used again.
+    pub(super) fn used_blocks(&self) -> usize {
+        TABLE_BLOCKS - self.slab.free_blocks()
+    }
+
     /// Whether room will come by waiting.
     pub(super) fn is_waiting(&self) -> bool {
         self.slab.is_waiting()

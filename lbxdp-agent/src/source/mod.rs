@@ -12,7 +12,9 @@ mod watch;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -81,6 +83,27 @@ impl ObjectId {
     }
 }
 
+impl FromStr for ObjectId {
+    type Err = NotAnObject;
+
+    /// The inverse of [`fmt::Display`].
+    fn from_str(text: &str) -> Result<Self, NotAnObject> {
+        let (kind, name) = text.split_once(' ').ok_or(NotAnObject)?;
+        let kind = *Kind::ALL.iter().find(|it| it.to_string() == kind).ok_or(NotAnObject)?;
+        let (namespace, name) = match (kind, name.split_once('/')) {
+            (Kind::Node, None) => ("", name),
+            (Kind::Service | Kind::EndpointSlice, Some(parts)) => parts,
+            _ => return Err(NotAnObject),
+        };
+        Ok(Self { kind, namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+}
+
+/// What a text that does not identify an object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a kind with a name")]
+pub struct NotAnObject;
+
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, namespace, name } = self;
@@ -103,6 +126,15 @@ pub enum Object {
 }
 
 impl Object {
+    /// Its kind.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Node(_) => Kind::Node,
+        }
+    }
+
     /// What identifies it.
     pub fn id(&self) -> ObjectId {
         match self {
@@ -151,7 +183,12 @@ impl<T> Sourced<T> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Delta {
     /// An object is new, or not what it was.
-    Apply(Sourced<Object>),
+    Apply {
+        /// It.
+        object: Sourced<Object>,
+        /// When that happened which it changed for, if it says so.
+        triggered: Option<SystemTime>,
+    },
     /// An object is gone.
     Delete(ObjectId),
 }
@@ -239,6 +276,14 @@ impl Source {
         }
     }
 
+    /// Where problems of objects are told, if anywhere.
+    pub fn events(&self) -> Option<kube::Events> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Kube(kube) => Some(kube.events()),
+        }
+    }
+
     /// Before the end.
     pub async fn finish(&mut self) {
         if let Self::Kube(kube) = self {
@@ -254,4 +299,23 @@ pub struct Snapshot {
     pub objects: Vec<Sourced<Object>>,
     /// What could not be read or is not used.
     pub problems: Vec<Problem>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_as_it_is_written() {
+        for id in [
+            ObjectId::new(Kind::Service, Some("shop"), "web"),
+            ObjectId::new(Kind::EndpointSlice, None, "web-1"),
+            ObjectId::new(Kind::Node, None, "node-1.example"),
+        ] {
+            assert_eq!(id.to_string().parse(), Ok(id));
+        }
+        for text in ["", "Service", "Service web", "Node a/b", "Pod a/b", "document 3 of x.yaml"] {
+            assert_eq!(text.parse::<ObjectId>(), Err(NotAnObject), "{text}");
+        }
+    }
 }

@@ -210,6 +210,9 @@ pub fn create<F: Family>(
     match F::flow_map().insert(&segment.key, &*flow, BPF_ANY.into()) {
         Ok(()) => {
             count::event(Counter::FlowNew);
+            if flow.state == FlowState::Established as u8 {
+                count::event(Counter::FlowMidstream);
+            }
             Ok(())
         }
         Err(_) => {

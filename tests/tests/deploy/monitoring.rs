@@ -1,23 +1,14 @@
 //! Alerts and dashboard ask for what the agent says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use lbxdp_common::{Counter, DropReason};
 use lbxdp_tests::chart::{CHART, objects};
 use lbxdp_tests::go::workspace;
+use lbxdp_tests::process::wait_until;
 use lbxdp_tests::{Agent, AgentOptions, Cluster, Scratch, Spec};
 use serde_json::Value;
-
-/// Metrics that the agent has not got yet. Each must go from here when it comes.
-const PENDING: &[&str] = &[
-    "lbxdp_changes_pending",
-    "lbxdp_last_queued_timestamp_seconds",
-    "lbxdp_last_sync_timestamp_seconds",
-    "lbxdp_map_pressure",
-    "lbxdp_network_programming_duration_seconds_bucket",
-    "lbxdp_sync_duration_seconds_bucket",
-    "lbxdp_watch_connected",
-];
 
 fn read(name: &str) -> String {
     std::fs::read_to_string(workspace().join(CHART).join("files").join(name)).expect(name)
@@ -143,24 +134,102 @@ fn panels_do_not_overlap_and_have_ids_of_their_own() {
     }
 }
 
-#[test]
-#[ignore = "needs root"]
-fn the_agent_has_every_metric_that_is_asked_for() {
+/// A metric as the documentation describes it and as the agent shows it: type and labels by name.
+type Described = BTreeMap<String, (String, BTreeSet<String>)>;
+
+/// What a page of metrics has, by the names that queries use for what is counted.
+fn described(text: &str) -> Described {
+    let mut types = BTreeMap::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').expect("a type");
+        types.insert(name, kind);
+    }
+    let mut all = Described::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (sample, _) = line.rsplit_once(' ').expect("a value");
+        let (name, labels) = sample.split_once('{').unwrap_or((sample, ""));
+        let suffixes = ["", "_total", "_bucket", "_sum", "_count"];
+        let family = suffixes.iter().find_map(|suffix| {
+            let family = name.strip_suffix(suffix)?;
+            Some((family, *types.get(family)?))
+        });
+        let (family, kind) = family.unwrap_or_else(|| panic!("no type: {line}"));
+        let name = if kind == "counter" { name } else { family };
+        let (_, labels_of) =
+            all.entry(name.to_owned()).or_insert_with(|| (kind.to_owned(), BTreeSet::new()));
+        let names = labels.trim_end_matches('}').split("\",").filter_map(|it| it.split_once('='));
+        labels_of.extend(names.map(|(name, _)| name.to_owned()).filter(|name| name != "le"));
+    }
+    all
+}
+
+/// What `docs/metrics.md` says, from the rows of its tables.
+fn documented() -> Described {
+    let page = std::fs::read_to_string(workspace().join("docs/metrics.md")).expect("the page");
+    let mut all = Described::new();
+    for row in page.lines().filter(|line| line.starts_with("| `lbxdp_")) {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        let [_, name, kind, labels, meaning, _] = cells[..] else {
+            panic!("not four cells: {row}")
+        };
+        assert!(!meaning.is_empty(), "{row}");
+        let name = name.trim_matches('`').to_owned();
+        let labels = labels.split(", ").map(|label| label.trim_matches('`').to_owned());
+        let labels = labels.filter(|label| !label.is_empty()).collect();
+        assert!(all.insert(name, (kind.to_owned(), labels)).is_none(), "twice: {row}");
+    }
+    all
+}
+
+/// Everything that an agent shows with manifests, and with an API, which may be silent.
+fn shown() -> Described {
     let cluster = Cluster::new(&Spec::default());
     let manifests = Scratch::new("manifests");
-    let agent = Agent::start(&cluster.nodes[0], manifests.path(), AgentOptions::default());
-    let (status, text) = agent.get("/metrics").expect("metrics");
-    assert_eq!(status, 200, "{text}");
-    let known: BTreeSet<_> = text
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.split(['{', ' ']).next())
-        .collect();
-    let come: Vec<_> = PENDING.iter().filter(|name| known.contains(**name)).collect();
-    assert!(come.is_empty(), "no longer pending: {come:?}");
+    let stand_alone = Agent::start(&cluster.nodes[0], manifests.path(), AgentOptions::default());
+    let page = |agent: &Agent| {
+        // Before there are maps there is nothing to show.
+        agent.get("/metrics").filter(|(status, _)| *status == 200).map(|(_, text)| text)
+    };
+    let mut all = described(&page(&stand_alone).expect("metrics"));
+    drop(stand_alone);
+    let kubeconfig = manifests.join("kubeconfig");
+    let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+        contexts: [{name: c, context: {cluster: k, user: u}}]\n\
+        clusters: [{name: k, cluster: {server: 'https://127.0.0.1:1'}}]\n\
+        users: [{name: u, user: {token: t}}]\n";
+    std::fs::write(&kubeconfig, text).expect("write");
+    let flags = ["--kubeconfig".to_owned(), kubeconfig.display().to_string()];
+    let options = AgentOptions { do_not_wait: true, ..AgentOptions::default() };
+    let agent = Agent::watch(&cluster.nodes[0], &flags, options);
+    let mut text = None;
+    wait_until("metrics", Duration::from_secs(20), || {
+        text = page(&agent);
+        text.is_some()
+    });
+    for (name, (kind, labels)) in described(&text.expect("metrics")) {
+        let (_, known) = all.entry(name).or_insert_with(|| (kind, BTreeSet::new()));
+        known.extend(labels);
+    }
+    all
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_agent_has_every_metric_that_is_asked_for_or_documented_and_no_others() {
+    let (shown, documented) = (shown(), documented());
+    for (name, metric) in &shown {
+        assert_eq!(documented.get(name), Some(metric), "docs/metrics.md about {name}");
+    }
+    for name in documented.keys() {
+        assert!(shown.contains_key(name), "docs/metrics.md: the agent has no {name}");
+    }
     for (place, expression) in expressions() {
         for metric in metrics(&expression) {
-            let is_known = known.contains(metric.as_str()) || PENDING.contains(&metric.as_str());
+            let histogram = metric.strip_suffix("_bucket").map(|name| shown.get(name));
+            let is_known = match histogram {
+                Some(metric) => metric.is_some_and(|(kind, _)| kind == "histogram"),
+                None => shown.contains_key(&metric),
+            };
             assert!(is_known, "{place}: the agent has no {metric}");
         }
     }

@@ -5,9 +5,11 @@
 
 mod access;
 mod bulk;
+mod events;
 mod failover;
 mod faults;
 mod objects;
 mod outage;
+mod programming;
 mod scale;
 mod world;

@@ -1,15 +1,18 @@
 //! What the tests start from.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
+use lbxdp_tests::chart::{FLAT, NAMESPACE, objects};
 use lbxdp_tests::cluster::CLIENT_V4;
+use lbxdp_tests::go::workspace;
 use lbxdp_tests::kube::ControlPlane;
 use lbxdp_tests::manifests::{Endpoint, Port, Service, node_object};
 use lbxdp_tests::process::{Process, wait_until};
 use lbxdp_tests::traffic::http;
 use lbxdp_tests::traffic::socket::Source;
 use lbxdp_tests::{Agent, AgentOptions, Cluster, Spec};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// By when a change is served. Other tests keep the machine busy.
 pub const CHANGE_WITHIN: Duration = Duration::from_secs(5);
@@ -18,7 +21,6 @@ pub const BACK_WITHIN: Duration = Duration::from_secs(5);
 /// For what waits for time-outs.
 pub const LONG: Duration = Duration::from_secs(60);
 
-const NAMESPACE: &str = "kube-system";
 const ACCOUNT: &str = "lbxdp";
 
 /// An API, and a node with two pods. The parts go in this order.
@@ -39,46 +41,34 @@ pub fn service(last: u8) -> Service {
         .port(Port::tcp("http", 80, 8080))
 }
 
-/// The rights that the agent needs, and no others.
+/// The account and the rights that a cluster gets.
 fn account() -> Vec<Value> {
-    let name = json!({ "name": ACCOUNT });
-    let read = ["get", "list", "watch"];
-    let rbac = "rbac.authorization.k8s.io";
-    vec![
-        json!({
-            "apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": { "name": ACCOUNT, "namespace": NAMESPACE },
-        }),
-        json!({
-            "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": name,
-            "rules": [
-                { "apiGroups": [""], "resources": ["services", "nodes"], "verbs": read },
-                {
-                    "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"],
-                    "verbs": read,
-                },
-            ],
-        }),
-        json!({
-            "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": name,
-            "roleRef": { "apiGroup": rbac, "kind": "ClusterRole", "name": ACCOUNT },
-            "subjects": [{ "kind": "ServiceAccount", "name": ACCOUNT, "namespace": NAMESPACE }],
-        }),
-    ]
+    let text = fs::read_to_string(workspace().join(FLAT)).expect(FLAT);
+    let kinds = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding"];
+    let mut objects = objects(&text).expect("YAML");
+    objects.retain(|object| kinds.iter().any(|kind| object["kind"] == *kind));
+    assert_eq!(objects.len(), kinds.len());
+    objects
 }
 
 impl World {
     /// With so many API servers; `None` if there is nothing to build them with.
     #[track_caller]
     pub fn start(servers: u16) -> Option<Self> {
+        Self::with_pods(servers, vec![2])
+    }
+
+    /// The same with so many pods on each of several nodes.
+    #[track_caller]
+    pub fn with_pods(servers: u16, pods: Vec<usize>) -> Option<Self> {
         if !lbxdp_tests::kube::is_possible() {
             return None;
         }
-        let cluster = Cluster::new(&Spec { pods: vec![2], ..Spec::default() });
+        let cluster = Cluster::new(&Spec { pods, ..Spec::default() });
         let http = cluster.serve_in_pods("http", 8080);
         let plane = ControlPlane::start(&cluster.client, CLIENT_V4, servers);
         plane.api().apply(&account());
-        plane.api().apply(&[node_object(cluster.node(0))]);
+        plane.api().apply(&cluster.nodes.iter().map(node_object).collect::<Vec<_>>());
         Some(Self { plane, _servers: http, cluster })
     }
 
@@ -109,8 +99,14 @@ impl World {
     /// An agent at the first API server.
     #[track_caller]
     pub fn agent(&self) -> Agent {
+        self.agent_on(0, AgentOptions::default())
+    }
+
+    /// An agent at the first API server, on this node.
+    #[track_caller]
+    pub fn agent_on(&self, node: usize, options: AgentOptions) -> Agent {
         let url = self.plane.servers[0].url.clone();
-        Agent::watch(self.cluster.node(0), &self.in_pod(&[&url]), AgentOptions::default())
+        Agent::watch(self.cluster.node(node), &self.in_pod(&[&url]), options)
     }
 
     /// Every pod as an endpoint.

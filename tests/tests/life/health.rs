@@ -66,7 +66,7 @@ fn a_running_agent_is_live_and_ready_and_its_metrics_are_what_status_says() {
     // Nothing is sent meanwhile, but the last packets of a connection may still be on their way.
     for counter in Counter::ALL {
         let name = counter.as_str();
-        let sample = samples[&format!("lbxdp_events_total{{event=\"{name}\"}}")];
+        let sample = samples[&format!("lbxdp_dataplane_events_total{{event=\"{name}\"}}")];
         let now = said.counter(name) as f64;
         assert!((now - sample).abs() <= 6.0, "{name}: {sample} and then {now}");
     }
@@ -75,12 +75,28 @@ fn a_running_agent_is_live_and_ready_and_its_metrics_are_what_status_says() {
         let sample = samples[&format!("lbxdp_drops_total{{reason=\"{name}\"}}")];
         assert!((said.drops(name) as f64 - sample).abs() <= 1.0, "{name}: {sample}");
     }
-    assert!(samples["lbxdp_events_total{event=\"flow_new\"}"] >= 6.0, "{text}");
+    assert!(samples["lbxdp_dataplane_events_total{event=\"flow_new\"}"] >= 6.0, "{text}");
+    let of = |result: &str| samples[&format!("lbxdp_flow_lookups_total{{result=\"{result}\"}}")];
+    assert!(of("miss") >= 6.0 && of("hit") > of("miss"), "{text}");
+    let flows = samples["lbxdp_map_used_entries{map=\"flows_v4\"}"];
+    assert!((1.0..1_000.0).contains(&flows), "{text}");
+    let pressure = samples["lbxdp_map_pressure{map=\"flows_v4\"}"];
+    assert!((pressure - flows / lbxdp_common::limits::MAX_FLOWS as f64).abs() < 1e-9, "{text}");
+    assert!(samples["lbxdp_sync_duration_seconds_count{extent=\"full\"}"] >= 1.0, "{text}");
+    let [queued, synced] =
+        ["queued", "sync"].map(|what| samples[&format!("lbxdp_last_{what}_timestamp_seconds")]);
+    assert!(synced >= queued && queued > 1e9, "{text}");
     assert!(samples["lbxdp_drops_total{reason=\"unknown_port\"}"] >= 1.0, "{text}");
     for (name, value) in [
         // For each family a ClusterIP and a VIP with three ports, and one NodePort.
         ("lbxdp_frontends", 14.0),
         ("lbxdp_backends", 12.0),
+        ("lbxdp_map_used_entries{map=\"backends_v4\"}", 6.0),
+        ("lbxdp_map_used_entries{map=\"frontends_v6\"}", 7.0),
+        ("lbxdp_map_used_entries{map=\"members\"}", 0.0),
+        ("lbxdp_changes_pending{kind=\"services\"}", 0.0),
+        ("lbxdp_changes_pending{kind=\"endpoints\"}", 0.0),
+        ("lbxdp_sync_errors_total", 0.0),
         ("lbxdp_problems{severity=\"error\"}", 0.0),
         ("lbxdp_problems{severity=\"warning\"}", 0.0),
         ("lbxdp_livez_total{code=\"200\"}", 1.0),

@@ -54,7 +54,7 @@ fn choice(endpoints: &Endpoints) -> String {
 /// The problems of all objects: severity, `object: field: message`.
 fn problems(objects: &[Sourced<Object>]) -> Vec<String> {
     let show = |problem: Problem| {
-        let Problem { severity, origin: _, object, field, message } = problem;
+        let Problem { severity, reason: _, origin: _, object, field, message } = problem;
         let severity = match severity {
             Severity::Warning => "warning",
             Severity::Error => "error",

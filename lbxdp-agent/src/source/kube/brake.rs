@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::trim::Arrived;
 use crate::source::{Delta, Kind, Object, ObjectId, Sourced};
 
 /// The objects of one kind.
@@ -48,7 +49,7 @@ impl Known {
     /// `hold`, counted from the first list that wanted them.
     pub(super) fn list(
         &mut self,
-        list: BTreeMap<ObjectId, Object>,
+        list: BTreeMap<ObjectId, Arrived>,
         now: Instant,
         hold: Duration,
     ) -> Vec<Delta> {
@@ -57,7 +58,7 @@ impl Known {
         let missing: BTreeSet<ObjectId> =
             self.objects.keys().filter(|id| !list.contains_key(id)).cloned().collect();
         let mut deltas: Vec<_> =
-            list.into_values().filter_map(|object| self.insert(object)).collect();
+            list.into_values().filter_map(|arrived| self.insert(arrived)).collect();
         let due = self.due().unwrap_or(now + hold);
         if missing.len() * 2 > before && due > now {
             self.missing = Some((due, missing));
@@ -69,14 +70,14 @@ impl Known {
     }
 
     /// Takes a new or changed object; `None` if nothing differs.
-    pub(super) fn apply(&mut self, object: Object) -> Option<Delta> {
+    pub(super) fn apply(&mut self, arrived: Arrived) -> Option<Delta> {
         if let Some((_, ids)) = &mut self.missing {
-            ids.remove(&object.id());
+            ids.remove(&arrived.id());
             if ids.is_empty() {
                 self.missing = None;
             }
         }
-        self.insert(object)
+        self.insert(arrived)
     }
 
     /// Takes a deletion, which needs no second thought.
@@ -95,13 +96,13 @@ impl Known {
         }
     }
 
-    fn insert(&mut self, object: Object) -> Option<Delta> {
+    fn insert(&mut self, Arrived { object, triggered }: Arrived) -> Option<Delta> {
         let id = object.id();
         if self.objects.get(&id) == Some(&object) {
             return None;
         }
         self.objects.insert(id, object.clone());
-        Some(Delta::Apply(Sourced::new("", object)))
+        Some(Delta::Apply { object: Sourced::new("", object), triggered })
     }
 
     fn remove(&mut self, id: ObjectId) -> Option<Delta> {
@@ -126,14 +127,18 @@ mod tests {
 
     const HOLD: Duration = Duration::from_secs(30);
 
-    fn service(name: &str) -> Object {
+    fn service(name: &str) -> Arrived {
         let mut service = Service::default();
         service.metadata.name = Some(name.to_owned());
         service.into()
     }
 
-    fn list(names: &[&str]) -> BTreeMap<ObjectId, Object> {
+    fn list(names: &[&str]) -> BTreeMap<ObjectId, Arrived> {
         names.iter().map(|name| service(name)).map(|object| (object.id(), object)).collect()
+    }
+
+    fn objects(names: &[&str]) -> impl Iterator<Item = Object> {
+        list(names).into_values().map(|arrived| arrived.object)
     }
 
     fn id(name: &str) -> ObjectId {
@@ -143,7 +148,7 @@ mod tests {
     /// `+name` for what is new or differs, `-name` for what is gone.
     fn shown(deltas: &[Delta]) -> Vec<String> {
         let show = |delta: &Delta| match delta {
-            Delta::Apply(sourced) => format!("+{}", sourced.object.id().name),
+            Delta::Apply { object, .. } => format!("+{}", object.object.id().name),
             Delta::Delete(id) => format!("-{}", id.name),
         };
         deltas.iter().map(show).collect()
@@ -200,7 +205,7 @@ mod tests {
     #[test]
     fn the_first_list_is_compared_with_what_an_earlier_agent_knew() {
         let now = Instant::now();
-        let mut known = Known::remembered(list(&["a", "b", "c"]).into_values());
+        let mut known = Known::remembered(objects(&["a", "b", "c"]));
         assert!(!known.is_listed());
         assert_eq!(shown(&known.list(list(&[]), now, HOLD)), [""; 0]);
         assert!(known.is_listed());
@@ -210,7 +215,7 @@ mod tests {
     #[test]
     fn without_a_hold_nothing_waits() {
         let now = Instant::now();
-        let mut known = Known::remembered(list(&["a"]).into_values());
+        let mut known = Known::remembered(objects(&["a"]));
         assert_eq!(shown(&known.list(list(&[]), now, Duration::ZERO)), ["-a"]);
     }
 }

@@ -59,8 +59,18 @@ impl Servers {
         Ok(Arc::new(Self { clients, token, status }))
     }
 
+    /// A client for requests that are no watches.
+    pub(super) fn client(self: &Arc<Self>) -> Client {
+        let servers = Arc::clone(self);
+        let send = move |request: Request<Body>| {
+            let servers = Arc::clone(&servers);
+            async move { servers.send(request).await }
+        };
+        Client::new(service_fn(send), "default")
+    }
+
     /// A client whose watches count as those of this kind.
-    pub(super) fn client(self: &Arc<Self>, kind: Kind) -> Client {
+    pub(super) fn watching(self: &Arc<Self>, kind: Kind) -> Client {
         let servers = Arc::clone(self);
         let send = move |request: Request<Body>| {
             let servers = Arc::clone(&servers);

@@ -1,7 +1,7 @@
 //! Services, EndpointSlices and this node's Node from the Kubernetes API.
 //!
 //! `access` finds out where the API is and who asks, `client` sends requests to one of several
-//! servers, `watch` lists and follows one kind, `backoff` says how long to wait, `trim` what is kept
+//! servers, `events` tells people of problems, `watch` lists and follows one kind, `backoff` says how long to wait, `trim` what is kept
 //! of an object, `brake` doubts lists that lack most of what was there, `store` survives restarts
 //! without an API, `status` is what people see of it all.
 //!
@@ -11,6 +11,7 @@ mod access;
 mod backoff;
 mod brake;
 mod client;
+mod events;
 mod status;
 mod store;
 mod trim;
@@ -30,7 +31,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 pub use self::access::{Options as AccessOptions, SERVICE_ACCOUNT_DIR};
-pub use self::status::{Report, Status, Watch, WatchReport};
+pub use self::events::{Events, reports};
+pub use self::status::{Report, Status, Watch, WatchReport, Work};
 
 use self::access::Access;
 use self::brake::Known;
@@ -65,6 +67,7 @@ pub struct Options {
 pub struct Kube {
     messages: mpsc::Receiver<Message>,
     status: Arc<Status>,
+    events: Events,
     kinds: BTreeMap<Kind, Known>,
     phase: Phase,
     deltas: Vec<Delta>,
@@ -106,6 +109,9 @@ impl Kube {
         let mut tasks = JoinSet::new();
         let selected = WatchParams::default().labels(FOR_US);
         let own = WatchParams::default().fields(&format!("metadata.name={node_name}"));
+        let (events, reports) = Events::new();
+        let (teller, counts) = (servers.client(), status.events());
+        tasks.spawn(events::run(reports, teller, node_name.to_owned(), counts));
         let mut follow = Follow { tasks: &mut tasks, servers, sender, status: &status };
         follow.kind::<Service>(selected.clone());
         follow.kind::<EndpointSlice>(selected);
@@ -117,6 +123,7 @@ impl Kube {
         Ok(Self {
             messages,
             status,
+            events,
             kinds,
             phase,
             deltas: Vec::new(),
@@ -131,6 +138,11 @@ impl Kube {
     /// What is known of the connection.
     pub fn status(&self) -> Arc<Status> {
         Arc::clone(&self.status)
+    }
+
+    /// Where problems are told.
+    pub fn events(&self) -> Events {
+        self.events.clone()
     }
 
     /// Waits for a change. Cancelling it loses nothing.
@@ -191,9 +203,9 @@ impl Kube {
                 tracing::info!(%kind, objects = known.objects().count(), "listed");
                 deltas
             }
-            Message::Applied(object) => {
-                let known = self.kinds.entry(object.id().kind).or_default();
-                known.apply(object).into_iter().collect()
+            Message::Applied(arrived) => {
+                let known = self.kinds.entry(arrived.id().kind).or_default();
+                known.apply(arrived).into_iter().collect()
             }
             Message::Deleted(id) => {
                 let known = self.kinds.entry(id.kind).or_default();
@@ -309,7 +321,7 @@ struct Follow<'a> {
 
 impl Follow<'_> {
     fn kind<K: Watched>(&mut self, params: WatchParams) {
-        let api = Api::all(self.servers.client(K::KIND));
+        let api = Api::all(self.servers.watching(K::KIND));
         let (sender, status) = (self.sender.clone(), Arc::clone(self.status));
         self.tasks.spawn(Follower::<K>::new(api, params, sender, status).run());
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::events::Counts;
 use super::store;
 use crate::source::Kind;
 
@@ -16,6 +17,8 @@ use crate::source::Kind;
 const FILE: &str = "source.json";
 /// Watches come and go together: a report is written once for all of them.
 const SETTLE: Duration = Duration::from_millis(100);
+/// What the agent does is looked at this often: it may do something many times a second.
+const WORK_EVERY: Duration = Duration::from_secs(2);
 
 /// The connection to the API as it is now.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub struct Status {
     servers: Vec<String>,
     current: AtomicUsize,
     watches: BTreeMap<Kind, Watch>,
+    events: Arc<Counts>,
+    work: Mutex<Option<Work>>,
     changed: Notify,
 }
 
@@ -66,7 +71,24 @@ impl Watch {
 impl Status {
     pub(super) fn new(servers: Vec<String>) -> Self {
         let watches = Kind::ALL.map(|kind| (kind, Watch::default())).into();
-        Self { servers, current: AtomicUsize::new(0), watches, changed: Notify::new() }
+        Self {
+            servers,
+            current: AtomicUsize::new(0),
+            watches,
+            events: Arc::default(),
+            work: Mutex::new(None),
+            changed: Notify::new(),
+        }
+    }
+
+    /// What became of Events.
+    pub fn events(&self) -> Arc<Counts> {
+        Arc::clone(&self.events)
+    }
+
+    /// What the agent has made of it all. Whoever reads the report learns it a little later.
+    pub fn set_work(&self, work: Work) {
+        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = Some(work);
     }
 
     /// The watches by kind, each kind once.
@@ -108,6 +130,7 @@ impl Status {
             server: self.server(self.current()).to_owned(),
             servers: self.servers.clone(),
             watches: self.watches.iter().map(watch).collect(),
+            work: self.work.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }
@@ -153,6 +176,22 @@ pub struct Report {
     pub servers: Vec<String>,
     /// Watches by kind.
     pub watches: BTreeMap<String, WatchReport>,
+    /// What the agent has made of it, once there was an input.
+    #[serde(default)]
+    pub work: Option<Work>,
+}
+
+/// What the agent has made of what it knows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// When the maps were last what they should be: seconds of the epoch, 0 for never.
+    pub last_sync: u64,
+    /// Why they are not, if they are not.
+    pub error: Option<String>,
+    /// Problems of the input that leave something not served as written.
+    pub warnings: usize,
+    /// Problems of the input that leave something not served.
+    pub errors: usize,
 }
 
 /// One watch in a [`Report`].
@@ -188,8 +227,10 @@ pub(super) async fn keep_report(status: Arc<Status>, state_dir: &Path) {
             }
             written = Some(report);
         }
-        status.changed.notified().await;
-        tokio::time::sleep(SETTLE).await;
+        tokio::select! {
+            () = status.changed.notified() => tokio::time::sleep(SETTLE).await,
+            () = tokio::time::sleep(WORK_EVERY) => {}
+        }
     }
 }
 

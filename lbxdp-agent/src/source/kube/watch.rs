@@ -18,7 +18,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::backoff::{Backoff, Failure};
 use super::status::Status;
-use crate::source::{Kind, Object, ObjectId};
+use super::trim::Arrived;
+use crate::source::{Kind, ObjectId};
 
 /// Annotation of the bookmark that ends a streaming list (KEP-3157).
 const LIST_ENDS: &str = "k8s.io/initial-events-end";
@@ -39,9 +40,9 @@ const GONE: u16 = 410;
 #[derive(Debug)]
 pub(super) enum Message {
     /// Every object of a kind.
-    Listed(Kind, BTreeMap<ObjectId, Object>),
+    Listed(Kind, BTreeMap<ObjectId, Arrived>),
     /// An object is new or differs.
-    Applied(Object),
+    Applied(Arrived),
     /// An object is gone.
     Deleted(ObjectId),
 }
@@ -83,7 +84,7 @@ pub(super) trait Watched:
     /// Which kind it is.
     const KIND: Kind;
     /// Leaves out what nobody here reads.
-    fn trimmed(self) -> Object;
+    fn trimmed(self) -> Arrived;
 }
 
 /// Follows one kind until the receiver of the messages is dropped.
@@ -145,14 +146,7 @@ impl<K: Watched> Follower<K> {
             tracing::warn!(kind = %K::KIND, "watching: {text}");
         }
         watch.set_error(Some(text));
-        match error {
-            Error::Api(status) => {
-                let seconds = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
-                let after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
-                Failure::Refusal { after }
-            }
-            _ => Failure::Silence,
-        }
+        failure(error)
     }
 
     /// One list, if need be, and one watch.
@@ -279,6 +273,18 @@ impl<K: Watched> Follower<K> {
 
     async fn tell(&self, message: Message) -> Result<(), End> {
         self.messages.send(message).await.map_err(|_| End::Unheard)
+    }
+}
+
+/// Whether somebody has answered.
+pub(super) fn failure(error: &Error) -> Failure {
+    match error {
+        Error::Api(status) => {
+            let seconds = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
+            let after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+            Failure::Refusal { after }
+        }
+        _ => Failure::Silence,
     }
 }
 
