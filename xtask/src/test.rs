@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use lbxdp_tests::go;
 use lbxdp_tests::kube::binaries;
 
 use crate::util::{build_programs, cargo, step};
@@ -42,7 +43,7 @@ pub fn run(options: &Options) -> Result<()> {
             // so everything runs.
             test.args(filter).args(["--", "--include-ignored"]);
             test.args(["--test-threads", &threads.to_string()]);
-            test.env(binaries::SKIPPED, &said.path);
+            test.env(go::SKIPPED, &said.path);
             if *long {
                 test.env("LBXDP_LONG", "1");
             }
@@ -72,12 +73,12 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// etcd and the API server, before any test waits for them. Without Go the tests that need them put
+/// The programs of a cluster, before any test waits for them. Without Go the tests that need them put
 /// themselves down as skipped.
 fn build_control_plane() -> Result<()> {
-    match binaries::go() {
-        Ok(_) => binaries::build_all().map_err(anyhow::Error::msg),
-        Err(reason) => {
+    match go::missing() {
+        None => setup::cluster().and_then(|()| binaries::build_all()),
+        Some(reason) => {
             step(&format!("no tests with a Kubernetes API: {reason}"));
             Ok(())
         }

@@ -15,6 +15,7 @@ use lbxdp_tests::traffic::socket::{Source, tcp_listener, udp_listener};
 use lbxdp_tests::traffic::spread::{Probe, Spread};
 use lbxdp_tests::traffic::transfer::Transfer;
 use lbxdp_tests::traffic::{echo, http, puppet, resolve, udp};
+use nix::sys::signal::{SigSet, Signal};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -27,6 +28,8 @@ enum Cli {
     TcpEcho(Server),
     /// Does with sockets what standard input says, a line for each call.
     Puppet,
+    /// Waits for SIGTERM: what a pod's namespaces are held by.
+    Pause,
     /// Load and its outcome as JSON.
     #[command(subcommand)]
     Client(Client),
@@ -142,8 +145,17 @@ fn main() -> anyhow::Result<()> {
             Ok(Box::new(move || udp::serve(&socket, &name)))
         }),
         Cli::Puppet => Ok(puppet::serve(io::stdin().lock(), io::stdout())?),
+        Cli::Pause => Ok(wait_for_sigterm()?),
         Cli::Client(client) => run_client(client),
     }
+}
+
+/// The first process of a container hears no signal that it does not ask for.
+fn wait_for_sigterm() -> nix::Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?;
+    signals.wait().map(drop)
 }
 
 type Loop = Box<dyn FnOnce() -> io::Result<()> + Send>;
