@@ -10,7 +10,7 @@ use lbxdp_tests::go;
 use lbxdp_tests::kube::binaries;
 
 use crate::util::{build_programs, cargo, step};
-use crate::{setup, util};
+use crate::{image, setup, util};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args, Default)]
@@ -31,7 +31,7 @@ pub fn run(options: &Options) -> Result<()> {
     let ready = setup::toolchain()
         .and_then(|()| setup::machine())
         .and_then(|()| build_programs())
-        .and_then(|()| build_control_plane());
+        .and_then(|()| build_cluster());
     let mut tally = Tally::default();
     let said = Skipped::new()?;
     let ran = match ready {
@@ -73,11 +73,15 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The programs of a cluster, before any test waits for them. Without Go the tests that need them put
+/// The programs of a cluster and the agent's image, before any test waits for them. Without Go the tests that need them put
 /// themselves down as skipped.
-fn build_control_plane() -> Result<()> {
+fn build_cluster() -> Result<()> {
     match go::missing() {
-        None => setup::cluster().and_then(|()| binaries::build_all()),
+        None => {
+            setup::cluster()?;
+            binaries::build_all()?;
+            image::run(&image::Options::default())
+        }
         Some(reason) => {
             step(&format!("no tests with a Kubernetes API: {reason}"));
             Ok(())

@@ -41,7 +41,7 @@ pub struct ApiServer {
     words: Vec<String>,
     netns: PathBuf,
     log: PathBuf,
-    ca: PathBuf,
+    pub(super) ca: PathBuf,
     api: Api,
     /// `https://` and its address.
     pub url: String,

@@ -17,4 +17,4 @@ pub mod proxy;
 pub use crate::go::is_possible;
 pub use api::Api;
 pub use control_plane::{ApiServer, ControlPlane};
-pub use proxy::{Fault, Proxy};
+pub use proxy::{Fault, Proxy, Upstream};

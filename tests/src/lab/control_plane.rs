@@ -137,6 +137,11 @@ impl ControlPlane {
         });
     }
 
+    /// The API server's certificates.
+    pub fn ca(&self) -> PathBuf {
+        ca(&self.host.dir())
+    }
+
     /// Ends the API server at once. Everything else goes on.
     pub fn kill_api_server(&self) {
         self.api_server().kill();

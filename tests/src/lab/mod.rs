@@ -6,6 +6,7 @@
 //! * [`host`], [`cgroups`] and [`daemon`]: machines as namespaces, and what runs on them.
 //! * [`wires`]: the network between them.
 //! * [`control_plane`], [`node`], [`images`], [`dns`], [`proxies`]: the cluster.
+//! * [`traffic`]: requests from outside, from nodes and from pods.
 //!
 //! A lab outlives the process that brought it up, so that commands can use it. Several may be up at
 //! the same time: their names differ, and their addresses are in namespaces.
@@ -19,6 +20,7 @@ pub mod images;
 pub mod node;
 pub mod place;
 pub mod proxies;
+pub mod traffic;
 pub mod wires;
 
 use std::fs;
@@ -36,6 +38,7 @@ pub use images::agent_image;
 pub use node::Node;
 pub use place::Place;
 pub use proxies::Proxy;
+pub use traffic::Origin;
 
 use crate::go::say;
 use crate::kube::api::Api;

@@ -43,9 +43,7 @@ impl Node {
     #[track_caller]
     pub fn make(place: &Place, switch: &Netns, index: usize) -> Self {
         let host = Host::make_node(place, &node_name(index));
-        let (v4, v6) = node_addresses(index);
-        wires::connect(place, switch, &host, v4, v6);
-        host.netns.enable_forwarding();
+        wires::connect_node(place, switch, &host, index);
         Self { host, index, place: place.clone() }
     }
 

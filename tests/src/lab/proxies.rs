@@ -59,10 +59,19 @@ impl Lab {
         }
     }
 
-    /// Waits until every node has an agent of the newest kind that is ready.
+    /// Waits until every node has an agent of the newest kind that is ready; panics with the agents'
+    /// own words.
     #[track_caller]
     pub fn wait_lbxdp(&self) {
-        self.kubectl(&["rollout", "status", "daemonset/lbxdp", "-n", NAMESPACE, ROLLOUT]);
+        let mut rollout = self.kubectl_command();
+        rollout.args(["rollout", "status", "daemonset/lbxdp", "-n", NAMESPACE, ROLLOUT]);
+        if rollout.output().is_ok_and(|output| output.status.success()) {
+            return;
+        }
+        let agents = "app.kubernetes.io/name=lbxdp";
+        let pods = self.kubectl(&["get", "pods", "-n", NAMESPACE, "-l", agents, "-o", "wide"]);
+        let logs = self.kubectl(&["logs", "-n", NAMESPACE, "-l", agents, "--prefix", "--tail=20"]);
+        panic!("lbxdp is not ready on every node\n{pods}\n{logs}");
     }
 
     /// Removes lbxdp with the chart. What it told the kernels stays.

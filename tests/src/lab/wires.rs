@@ -9,8 +9,9 @@
 //!                                     fd00:10:244:1::x   fd00:10:244:2::x
 //! ```
 //!
-//! Every host has routes to all pods, and the client one to the addresses of type LoadBalancer by a
-//! node.
+//! Every host has routes to all pods, the client has one to the addresses of type LoadBalancer by a
+//! node, and nodes send what they do not know to the client: what a node without a default route
+//! refuses must not look as if it were served.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -70,6 +71,16 @@ pub fn connect(place: &Place, switch: &Netns, host: &Host, v4: Ipv4Addr, v6: Ipv
             .map(|(range, via)| format!("route add {range} via {via}"))
     });
     netns.ip_batch(routes.collect::<Vec<_>>());
+}
+
+/// Puts a node on the switch.
+#[track_caller]
+pub fn connect_node(place: &Place, switch: &Netns, host: &Host, index: usize) {
+    let (v4, v6) = node_addresses(index);
+    connect(place, switch, host, v4, v6);
+    host.netns.route(&format!("default via {CLIENT_V4}"));
+    host.netns.route(&format!("::/0 via {CLIENT_V6}"));
+    host.netns.enable_forwarding();
 }
 
 /// Puts the outside client on the switch.
