@@ -1,13 +1,13 @@
 //! The Helm chart, rendered by the Helm that `deploy/tools/helm` pins.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use crate::go;
+use crate::go::{Program, workspace};
 use crate::process::{command, words};
 
 /// Directory of the chart in the workspace.
@@ -17,6 +17,9 @@ pub const FLAT: &str = "deploy/manifests/lbxdp.yaml";
 /// Where the chart is rendered to, and the flat manifest belongs.
 pub const NAMESPACE: &str = "kube-system";
 
+/// Helm, as a program.
+pub const HELM: Program = Program::new("helm", "deploy/tools/helm", "helm.sh/helm/v4/cmd/helm");
+
 /// Helm.
 #[derive(Clone, Debug)]
 pub struct Helm {
@@ -24,10 +27,14 @@ pub struct Helm {
 }
 
 impl Helm {
-    /// Builds it, unless that was done before. `progress` is told before a build.
-    pub fn get(progress: impl FnOnce(&str)) -> Result<Self> {
-        let program = go::tool("deploy/tools/helm", "helm.sh/helm/v4/cmd/helm", progress)?;
-        Ok(Self { program })
+    /// Builds it, unless that was done before.
+    pub fn get() -> Result<Self> {
+        Ok(Self { program: HELM.find()? })
+    }
+
+    /// Its path.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Every object of the chart with `values`, as text.
@@ -51,8 +58,8 @@ impl Helm {
 }
 
 /// Runs `helm` with `values` as its standard input; what it prints, or why it refuses.
-fn feed(helm: &mut Command, values: &Value) -> Result<String> {
-    helm.current_dir(go::workspace());
+pub(crate) fn feed(helm: &mut Command, values: &Value) -> Result<String> {
+    helm.current_dir(workspace());
     helm.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = helm.spawn().with_context(|| words(helm))?;
     let mut stdin = child.stdin.take().context("helm's input")?;

@@ -5,9 +5,10 @@
 //! * [`agent`]: the agent under test, one per node, with a pin path of its own.
 //! * [`manifests`]: Services, EndpointSlices and Nodes as YAML.
 //! * [`kube`]: a Kubernetes API, and what may happen on the way to it.
+//! * [`lab`]: a whole cluster: control plane, nodes with kubelets, pods as containers.
 //! * [`nginx`]: a real web server.
 //! * [`traffic`]: servers and clients, in this process or through the program `lbxdp-testd`.
-//! * [`chart`] and [`go`]: the Helm chart, and the pinned tool that renders it.
+//! * [`chart`], [`image`] and [`go`]: the Helm chart, container images, and the pinned Go programs.
 //! * [`sweep`]: nothing survives, whatever happens to the process.
 //!
 //! Everything is named after the process that made it, so tests run side by side, and the next
@@ -19,7 +20,9 @@ pub mod cgroup;
 pub mod chart;
 pub mod cluster;
 pub mod go;
+pub mod image;
 pub mod kube;
+pub mod lab;
 pub mod link;
 pub mod manifests;
 pub mod netns;

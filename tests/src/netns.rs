@@ -13,11 +13,12 @@ use crate::process::{command, run};
 use crate::sweep::{self, NETNS_DIR};
 
 /// A network namespace with a name. Dropping it ends the processes inside and deletes it, and
-/// with it every device in it.
+/// with it every device in it, unless it is [kept](Self::kept).
 #[derive(Debug)]
 pub struct Netns {
     name: String,
     path: PathBuf,
+    is_kept: bool,
 }
 
 impl Netns {
@@ -25,18 +26,33 @@ impl Netns {
     /// router advertisements. `role` only makes listings readable.
     #[track_caller]
     pub fn new(role: &str) -> Self {
+        sweep::stale();
+        Self::add(sweep::unique(role), false)
+    }
+
+    /// A new namespace of this name, as [`Self::new`] makes it, that outlives handle and process.
+    #[track_caller]
+    pub fn new_kept(name: &str) -> Self {
+        Self::add(name.to_owned(), true)
+    }
+
+    /// A namespace that is there already, and stays.
+    pub fn kept(name: &str) -> Self {
+        Self { path: Path::new(NETNS_DIR).join(name), name: name.to_owned(), is_kept: true }
+    }
+
+    #[track_caller]
+    fn add(name: String, is_kept: bool) -> Self {
         // `ip netns add` makes /run/netns a shared mount on its first use; two at once may both
         // try.
         static ADDING: Mutex<()> = Mutex::new(());
 
-        sweep::stale();
         let creating = sweep::creating();
-        let name = sweep::unique(role);
         let adding = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
         run(command("ip").args(["netns", "add", &name]));
         drop(adding);
         let path = Path::new(NETNS_DIR).join(&name);
-        let netns = Self { name, path };
+        let netns = Self { name, path, is_kept };
         drop(creating);
         netns.ip("link set lo up");
         for (key, value) in [
@@ -224,6 +240,9 @@ fn sysctl_path(key: &str) -> String {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
         sweep::end_processes(&self.path);
         let _ = command("ip").args(["netns", "del", &self.name]).output();
     }

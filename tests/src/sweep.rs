@@ -95,6 +95,12 @@ pub(crate) fn end_processes(netns: &Path) {
 }
 
 fn remove(wanted: &dyn Fn(u32) -> bool) {
+    // Labs first: what is theirs depends on each other.
+    for path in owned(&std::env::temp_dir(), wanted) {
+        if let Some(place) = crate::lab::Place::read(&path) {
+            place.remove();
+        }
+    }
     let namespaces = owned(Path::new(NETNS_DIR), wanted);
     for path in &namespaces {
         end_processes(path);

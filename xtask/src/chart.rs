@@ -17,7 +17,7 @@ pub struct Options {
 
 /// The command.
 pub fn run(options: &Options) -> Result<()> {
-    let rendered = flat(&Helm::get(step)?)?;
+    let rendered = flat(&Helm::get()?)?;
     let path = root().join(FLAT);
     let committed = fs::read_to_string(&path).unwrap_or_default();
     if committed == rendered {

@@ -2,14 +2,10 @@
 //! object embedded, and nothing else. Equal programs give equal bytes.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
-use lbxdp_tests::go::hex;
-use serde_json::json;
-use sha2::{Digest as _, Sha256};
-use tar::{Builder, EntryType, Header};
+use anyhow::{Context as _, Result};
+use lbxdp_tests::image::{Image, sha256};
 
 use crate::util::{self, cargo, root, step};
 use crate::{build_ebpf, setup};
@@ -48,15 +44,18 @@ pub struct Options {
     tag: String,
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Self { output: None, tag: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+}
+
 /// The command.
 pub fn run(options: &Options) -> Result<()> {
     let agent = build_agent(&root().join("target"))?;
     let agent = fs::read(&agent).with_context(|| agent.display().to_string())?;
     let archive = archive(&agent, &options.tag)?;
-    let output = match &options.output {
-        Some(output) => output.clone(),
-        None => root().join("target/lbxdp.tar"),
-    };
+    let output = options.output.clone().unwrap_or_else(lbxdp_tests::lab::agent_image);
     if let Some(directory) = output.parent() {
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
     }
@@ -97,77 +96,19 @@ fn build_agent(target_dir: &Path) -> Result<PathBuf> {
 
 /// The archive of an image with this agent.
 fn archive(agent: &[u8], tag: &str) -> Result<Vec<u8>> {
-    ensure!(
-        !tag.is_empty() && tag.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)),
-        "--tag {tag:?}: letters, digits, `_`, `.` and `-` only"
-    );
-    let mut layer = Builder::new(Vec::new());
-    for directory in MOUNT_POINTS {
-        append(&mut layer, directory, EntryType::Directory, 0o755, &[])?;
+    Image {
+        name: NAME,
+        tag,
+        directories: MOUNT_POINTS,
+        files: &[(AGENT, agent)],
+        entrypoint: &[&format!("/{AGENT}")],
+        labels: &[
+            ("org.opencontainers.image.title", "lbxdp"),
+            ("org.opencontainers.image.description", DESCRIPTION),
+            ("org.opencontainers.image.version", env!("CARGO_PKG_VERSION")),
+            ("org.opencontainers.image.licenses", "(Apache-2.0 OR MIT) AND GPL-2.0-only"),
+        ],
+        created_by: "cargo xtask image",
     }
-    append(&mut layer, AGENT, EntryType::Regular, 0o755, agent)?;
-    let layer = layer.into_inner()?;
-
-    let config = serde_json::to_vec(&json!({
-        "architecture": architecture()?,
-        "os": "linux",
-        // Neither time nor place of the build: they are no property of the image.
-        "created": "1970-01-01T00:00:00Z",
-        "config": {
-            "Entrypoint": [format!("/{AGENT}")],
-            "Env": ["PATH=/"],
-            "Labels": {
-                "org.opencontainers.image.title": "lbxdp",
-                "org.opencontainers.image.description": DESCRIPTION,
-                "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
-                "org.opencontainers.image.licenses": "(Apache-2.0 OR MIT) AND GPL-2.0-only",
-            },
-            "WorkingDir": "/",
-        },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sha256(&layer))] },
-        "history": [{ "created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask image" }],
-    }))?;
-    let config_name = format!("{}.json", sha256(&config));
-    let manifest = serde_json::to_vec(&json!([{
-        "Config": config_name,
-        "RepoTags": [format!("{NAME}:{tag}")],
-        "Layers": ["layer.tar"],
-    }]))?;
-
-    let mut image = Builder::new(Vec::new());
-    append(&mut image, &config_name, EntryType::Regular, 0o644, &config)?;
-    append(&mut image, "layer.tar", EntryType::Regular, 0o644, &layer)?;
-    append(&mut image, "manifest.json", EntryType::Regular, 0o644, &manifest)?;
-    Ok(image.into_inner()?)
-}
-
-/// Adds a file or directory that is root's and as old as time.
-fn append(
-    tar: &mut Builder<impl Write>,
-    path: &str,
-    kind: EntryType,
-    mode: u32,
-    bytes: &[u8],
-) -> Result<()> {
-    let mut header = Header::new_ustar();
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(bytes.len() as u64);
-    tar.append_data(&mut header, path, bytes).with_context(|| path.to_owned())
-}
-
-/// This machine's, in the words of container images.
-fn architecture() -> Result<&'static str> {
-    match std::env::consts::ARCH {
-        "x86_64" => Ok("amd64"),
-        "aarch64" => Ok("arm64"),
-        other => anyhow::bail!("no image can be made on {other}: x86_64 and aarch64 are known"),
-    }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    .archive()
 }

@@ -6,6 +6,7 @@ mod chart;
 mod ci;
 mod demo;
 mod image;
+mod lab;
 mod setup;
 mod test;
 mod util;
@@ -29,6 +30,9 @@ enum Task {
     Chart(chart::Options),
     /// A client, two nodes and four pods on this machine, and real requests.
     Demo,
+    /// A Kubernetes cluster on this machine: real components, nodes as namespaces.
+    #[command(subcommand)]
+    Lab(lab::Command),
     /// Run every test; the last line is `N passed, N failed, N skipped`.
     Test(test::Options),
     /// Measure: ratios of samples taken in turn, with quartiles.
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Task::Image(options) => image::run(&options),
         Task::Chart(options) => chart::run(&options),
         Task::Demo => demo::run(),
+        Task::Lab(command) => lab::run(&command),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Ci => ci::run(),

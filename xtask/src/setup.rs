@@ -12,7 +12,7 @@ use crate::util::{self, command, output, step};
 /// `rust-toolchain.toml`.
 pub const BPF_LINKER_VERSION: &str = "0.10.3";
 
-/// Programs that tests and demo run, and the Debian packages they come from.
+/// Programs that tests, demo and lab run, and the Debian packages they come from.
 const PROGRAMS: &[(&str, &str)] = &[
     ("bpftool", "bpftool"),
     ("ip", "iproute2"),
@@ -28,7 +28,12 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("nsenter", "util-linux"),
     ("sysctl", "procps"),
+    ("/usr/lib/cni/ptp", "containernetworking-plugins"),
+    ("strip", "binutils"),
 ];
+
+/// What building the lab's container runtime needs beside Go.
+const RUNTIME: &[(&str, &str)] = &[("gcc", "gcc"), ("/usr/include/seccomp.h", "libseccomp-dev")];
 
 /// What building static programs needs beside the compiler: parts of the TLS library are in C.
 const STATIC_PROGRAMS: &[(&str, &str)] = &[("musl-gcc", "musl-tools")];
@@ -85,6 +90,11 @@ pub fn musl_target() -> Result<String> {
     }
     packages(STATIC_PROGRAMS)?;
     Ok(target)
+}
+
+/// What the programs of a Kubernetes cluster are built with, Go aside.
+pub fn cluster() -> Result<()> {
+    packages(RUNTIME)
 }
 
 /// What running the dataplane needs.
@@ -148,6 +158,7 @@ fn packages(programs: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
+/// Whether a program is in the path, or a file is there.
 fn installed(program: &str) -> bool {
     let path = command(program)
         .get_envs()

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use lbxdp_tests::go;
 use lbxdp_tests::kube::binaries;
 
 use crate::util::{build_next, build_programs, cargo, step};
-use crate::{setup, util};
+use crate::{image, setup, util};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args, Default)]
@@ -31,7 +32,7 @@ pub fn run(options: &Options) -> Result<()> {
         .and_then(|()| setup::machine())
         .and_then(|()| build_programs())
         .and_then(|()| build_next())
-        .and_then(|()| build_control_plane());
+        .and_then(|()| build_cluster());
     let mut tally = Tally::default();
     let said = Skipped::new()?;
     let ran = match ready {
@@ -43,7 +44,7 @@ pub fn run(options: &Options) -> Result<()> {
             // so everything runs.
             test.args(filter).args(["--", "--include-ignored"]);
             test.args(["--test-threads", &threads.to_string()]);
-            test.env(binaries::SKIPPED, &said.path);
+            test.env(go::SKIPPED, &said.path);
             if *long {
                 test.env("LBXDP_LONG", "1");
             }
@@ -73,12 +74,16 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// etcd and the API server, before any test waits for them. Without Go the tests that need them put
+/// The programs of a cluster and the agent's image, before any test waits for them. Without Go the tests that need them put
 /// themselves down as skipped.
-fn build_control_plane() -> Result<()> {
-    match binaries::go() {
-        Ok(_) => binaries::build_all().map_err(anyhow::Error::msg),
-        Err(reason) => {
+fn build_cluster() -> Result<()> {
+    match go::missing() {
+        None => {
+            setup::cluster()?;
+            binaries::build_all()?;
+            image::run(&image::Options::default())
+        }
+        Some(reason) => {
             step(&format!("no tests with a Kubernetes API: {reason}"));
             Ok(())
         }

@@ -3,7 +3,9 @@ module lbxdp.dev/tests/etcd
 
 go 1.26.0
 
-require go.etcd.io/etcd/server/v3 v3.6.8
+tool go.etcd.io/etcd/server/v3
+
+require go.etcd.io/etcd/server/v3 v3.6.8 // indirect
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect

@@ -1,20 +1,23 @@
 //! Test servers and clients as a program, for namespaces, pods and shells.
 //!
-//! Servers print `ready` once they listen, and run until they are killed. Clients print one JSON
-//! object and exit non-zero if anything failed.
+//! Servers print `ready` once they listen, and run until they are killed; after SIGTERM they finish
+//! what has begun. Clients print one JSON object and exit non-zero if anything failed.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lbxdp_tests::traffic::hold::Held;
+use lbxdp_tests::traffic::load::Load;
 use lbxdp_tests::traffic::socket::{Source, tcp_listener, udp_listener};
 use lbxdp_tests::traffic::spread::{Probe, Spread};
 use lbxdp_tests::traffic::transfer::Transfer;
-use lbxdp_tests::traffic::{echo, http, puppet, resolve, udp};
+use lbxdp_tests::traffic::{echo, ending, http, puppet, resolve, udp};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -27,6 +30,8 @@ enum Cli {
     TcpEcho(Server),
     /// Does with sockets what standard input says, a line for each call.
     Puppet,
+    /// Waits for SIGTERM: what a pod's namespaces are held by.
+    Pause,
     /// Load and its outcome as JSON.
     #[command(subcommand)]
     Client(Client),
@@ -88,6 +93,26 @@ enum Client {
         #[arg(long, default_value_t = 0)]
         source_port: u16,
     },
+    /// New connections to an `http` server at a rate and connections that stay, until standard input
+    /// ends.
+    Load {
+        /// Address and port.
+        target: SocketAddr,
+        /// New connections each second.
+        #[arg(long, default_value_t = 100)]
+        rate: u32,
+        /// Connections that stay.
+        #[arg(long, default_value_t = 10)]
+        held: u32,
+        /// For each step of each request, in milliseconds.
+        #[arg(long, default_value_t = 3000)]
+        timeout_ms: u64,
+    },
+    /// The addresses of a name.
+    Lookup {
+        /// The name, to which /etc/resolv.conf may add domains.
+        name: String,
+    },
     /// Names through the C library's resolver, as /etc/resolv.conf says.
     Resolve {
         /// Domain of the names.
@@ -142,9 +167,13 @@ fn main() -> anyhow::Result<()> {
             Ok(Box::new(move || udp::serve(&socket, &name)))
         }),
         Cli::Puppet => Ok(puppet::serve(io::stdin().lock(), io::stdout())?),
+        Cli::Pause => Ok(ending::block()?.wait().map(drop)?),
         Cli::Client(client) => run_client(client),
     }
 }
+
+/// Connections that are idle for longer are cut at the end.
+const FINISH_WITHIN: Duration = Duration::from_secs(2);
 
 type Loop = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
@@ -153,18 +182,21 @@ fn serve(
     open: impl Fn(SocketAddr, String) -> io::Result<Loop>,
 ) -> anyhow::Result<()> {
     let Server { name, listen } = server;
+    let signals = ending::block()?;
     let loops = listen
         .into_iter()
         .map(|address| open(address, name.clone()).with_context(|| format!("listen on {address}")))
         .collect::<anyhow::Result<Vec<_>>>()?;
     println!("ready");
-    let threads: Vec<_> = loops.into_iter().map(thread::spawn).collect();
-    for thread in threads {
-        match thread.join() {
-            Ok(ended) => ended?,
-            Err(_) => bail!("a server thread panicked"),
-        }
+    let (ended, end) = mpsc::channel();
+    for serve in loops {
+        let ended = ended.clone();
+        thread::spawn(move || ended.send(serve()));
     }
+    thread::spawn(move || ended.send(signals.wait().map(drop).map_err(io::Error::from)));
+    // A server that fails, or SIGTERM.
+    end.recv()??;
+    ending::finish(FINISH_WITHIN);
     Ok(())
 }
 
@@ -218,6 +250,26 @@ fn run_client(client: Client) -> anyhow::Result<()> {
             if !report.errors.is_empty() {
                 bail!("{}", report.errors.join("; "));
             }
+            Ok(())
+        }
+        Client::Load { target, rate, held, timeout_ms } => {
+            let load = Load { target, rate, held, timeout: Duration::from_millis(timeout_ms) };
+            let is_over = AtomicBool::new(false);
+            let report = thread::scope(|scope| {
+                let load = scope.spawn(|| load.run(&is_over));
+                let read = io::copy(&mut io::stdin().lock(), &mut io::sink());
+                is_over.store(true, Ordering::Relaxed);
+                read.map(|_| load.join())
+            })?;
+            let Ok(report) = report else { bail!("a thread panicked") };
+            println!("{}", serde_json::to_string(&report)?);
+            if report.failed + report.lost > 0 {
+                bail!("{} requests failed, {} connections lost", report.failed, report.lost);
+            }
+            Ok(())
+        }
+        Client::Lookup { name } => {
+            println!("{}", serde_json::to_string(&resolve::addresses(&name)?)?);
             Ok(())
         }
         Client::Resolve { domain, expected, count, pace_us } => {

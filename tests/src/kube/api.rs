@@ -78,6 +78,11 @@ impl Api {
         })
     }
 
+    /// The object or list at a path; none if it is not there, or nobody answers.
+    pub fn get(&self, path: &str) -> Option<Value> {
+        serde_json::from_str(&self.request("GET", path, None, TIMEOUT).ok()?).ok()
+    }
+
     /// Creates objects or makes them what is said here, their status included.
     #[track_caller]
     pub fn apply(&self, objects: &[Value]) {

@@ -3,16 +3,16 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::api::Api;
-use super::binaries::{API_SERVER, ETCD, Program, SERVICE_ACCOUNT_KEY, find};
-use crate::cluster::{CLUSTER_IPS_V4, CLUSTER_IPS_V6};
+use super::binaries::{API_SERVER, ETCD, SERVICE_ACCOUNT_KEY};
+use super::flags::{Credential, api_server_flags, ca, etcd_flags, flags, write_credentials};
+use crate::go::Program;
 use crate::netns::Netns;
-use crate::process::{Process, run};
+use crate::process::Process;
 use crate::scratch::Scratch;
 
 /// Token of somebody who may do everything.
@@ -41,7 +41,7 @@ pub struct ApiServer {
     words: Vec<String>,
     netns: PathBuf,
     log: PathBuf,
-    ca: PathBuf,
+    pub(super) ca: PathBuf,
     api: Api,
     /// `https://` and its address.
     pub url: String,
@@ -55,27 +55,16 @@ impl ControlPlane {
     #[track_caller]
     pub fn start(netns: &Netns, address: Ipv4Addr, servers: u16) -> Self {
         let scratch = Scratch::new("control-plane");
-        let path = |program: &Program| match find(program) {
+        let path = |program: &Program| match program.find() {
             Ok(path) => path,
-            Err(error) => panic!("{error}"),
+            Err(error) => panic!("{error:#}"),
         };
         let mut etcd = netns.command(path(&ETCD));
-        etcd.args(["--unsafe-no-fsync", "--log-level", "warn", "--data-dir"]);
-        etcd.arg(scratch.join("etcd"));
-        for (flag, url) in [
-            ("--listen-client-urls", "http://127.0.0.1:2379"),
-            ("--advertise-client-urls", "http://127.0.0.1:2379"),
-            ("--listen-peer-urls", "http://127.0.0.1:2380"),
-        ] {
-            etcd.args([flag, url]);
-        }
+        etcd.args(etcd_flags(&scratch.join("etcd")));
         let etcd = Process::spawn(&mut etcd, &scratch.join("etcd.log"));
 
-        let key = scratch.join("service-account.key");
-        let pem = run(&mut Command::new(path(&SERVICE_ACCOUNT_KEY)));
-        fs::write(&key, pem).expect("write a key");
-        let tokens = scratch.join("tokens.csv");
-        fs::write(&tokens, format!("{ADMIN_TOKEN},admin,0,system:masters\n")).expect("tokens");
+        let users = [Credential { token: ADMIN_TOKEN, user: "admin", group: "system:masters" }];
+        write_credentials(scratch.path(), &path(&SERVICE_ACCOUNT_KEY), &users);
         let policy = json!({
             "apiVersion": "audit.k8s.io/v1", "kind": "Policy",
             "rules": [
@@ -104,27 +93,16 @@ impl ControlPlane {
 
     fn server(&self, binary: &Path, port: u16) -> ApiServer {
         let file = |name: &str| self.scratch.join(name).display().to_string();
-        let ranges = format!("{CLUSTER_IPS_V4},{CLUSTER_IPS_V6}");
         let mut words = vec![binary.display().to_string()];
-        for (flag, value) in [
-            ("--etcd-servers", "http://127.0.0.1:2379"),
-            ("--bind-address", "0.0.0.0"),
-            ("--advertise-address", &self.address.to_string()),
-            ("--secure-port", &port.to_string()),
-            ("--cert-dir", &file("certificates")),
-            ("--service-account-issuer", "https://kubernetes.default.svc"),
-            ("--service-account-key-file", &file("service-account.key")),
-            ("--service-account-signing-key-file", &file("service-account.key")),
-            ("--token-auth-file", &file("tokens.csv")),
-            ("--authorization-mode", "RBAC"),
-            ("--service-cluster-ip-range", &ranges),
-            ("--endpoint-reconciler-type", "none"),
-            ("--audit-policy-file", &file("audit-policy.yaml")),
-            ("--audit-log-path", &file(&format!("audit-{port}.log"))),
-            ("--audit-log-mode", "blocking"),
-        ] {
-            words.push(format!("{flag}={value}"));
-        }
+        words.extend(api_server_flags(self.scratch.path(), self.address, port));
+        words.extend(flags(&[
+            ("authorization-mode", "RBAC"),
+            // There is nobody at whom it could point.
+            ("endpoint-reconciler-type", "none"),
+            ("audit-policy-file", &file("audit-policy.yaml")),
+            ("audit-log-path", &file(&format!("audit-{port}.log"))),
+            ("audit-log-mode", "blocking"),
+        ]));
         let url = format!("https://{}:{port}", self.address);
         let ca = self.ca();
         let api = Api::new(&self.netns, kubeconfig(&url, Some(&ca), Some(ADMIN_TOKEN)));
@@ -134,7 +112,7 @@ impl ControlPlane {
 
     /// The certificates that a client has to trust.
     pub fn ca(&self) -> PathBuf {
-        self.scratch.join("certificates").join("apiserver.crt")
+        ca(self.scratch.path())
     }
 
     /// The API at the first server, as an administrator.

@@ -1,6 +1,7 @@
 //! A Kubernetes API: etcd and kube-apiserver, the real ones, built from their Go modules.
 //!
-//! * [`binaries`]: building them once.
+//! * [`binaries`]: what they are built from.
+//! * [`flags`]: how they are told what to do.
 //! * [`control_plane`]: running them in a namespace.
 //! * [`api`]: creating, changing and deleting objects.
 //! * [`proxy`]: what may happen between an agent and the API.
@@ -10,9 +11,10 @@
 pub mod api;
 pub mod binaries;
 pub mod control_plane;
+pub mod flags;
 pub mod proxy;
 
+pub use crate::go::is_possible;
 pub use api::Api;
-pub use binaries::is_possible;
 pub use control_plane::{ApiServer, ControlPlane};
-pub use proxy::{Fault, Proxy};
+pub use proxy::{Fault, Proxy, Upstream};

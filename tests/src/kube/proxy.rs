@@ -47,6 +47,23 @@ pub enum Fault {
     NoStreaming,
 }
 
+/// An API server, as the proxy reaches it.
+#[derive(Clone, Copy, Debug)]
+pub struct Upstream<'a> {
+    /// Address and port, as `https://ADDRESS:PORT`.
+    pub url: &'a str,
+    /// Certificates to trust.
+    pub ca: &'a Path,
+}
+
+impl<'a> Upstream<'a> {
+    /// The first API server of a control plane.
+    pub fn first(plane: &'a ControlPlane) -> Self {
+        let ApiServer { url, ca, .. } = &plane.servers[0];
+        Self { url, ca }
+    }
+}
+
 /// The proxy. Ends with the process.
 #[derive(Debug)]
 pub struct Proxy {
@@ -58,30 +75,30 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Reads requests for the first API server, in the control plane's namespace.
+    /// Reads requests for an API server, in its namespace.
     #[track_caller]
-    pub fn http(netns: &Netns, plane: &ControlPlane, port: u16) -> Self {
-        let upstream = kubeconfig(&plane.servers[0].url, Some(&plane.ca()), None);
-        Self::start(netns, plane, port, Some(upstream))
+    pub fn http(netns: &Netns, upstream: Upstream<'_>, port: u16) -> Self {
+        let text = kubeconfig(upstream.url, Some(upstream.ca), None);
+        Self::start(netns, upstream, port, Some(text))
     }
 
-    /// Carries bytes to the first API server, in the control plane's namespace.
+    /// Carries bytes to an API server, in its namespace.
     #[track_caller]
-    pub fn tunnel(netns: &Netns, plane: &ControlPlane, port: u16) -> Self {
-        Self::start(netns, plane, port, None)
+    pub fn tunnel(netns: &Netns, upstream: Upstream<'_>, port: u16) -> Self {
+        Self::start(netns, upstream, port, None)
     }
 
     #[track_caller]
-    fn start(netns: &Netns, plane: &ControlPlane, port: u16, upstream: Option<String>) -> Self {
-        let ApiServer { url, port: server_port, .. } = &plane.servers[0];
-        let host = url.rsplit_once(':').expect("a port").0;
-        let host = if upstream.is_some() { host.replace("https", "http") } else { host.to_owned() };
+    fn start(netns: &Netns, upstream: Upstream<'_>, port: u16, http: Option<String>) -> Self {
+        let (host, server_port) = upstream.url.rsplit_once(':').expect("a port");
+        let server_port = server_port.parse().expect("a port");
+        let host = if http.is_some() { host.replace("https", "http") } else { host.to_owned() };
         let (fault, faults) = watch::channel(Fault::None);
         let (cuts, cut) = watch::channel(0);
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (started, wait) = std::sync::mpsc::channel();
-        let server =
-            Server { upstream, server_port: *server_port, faults, cut, seen: Arc::clone(&seen) };
+        let seen_by = Arc::clone(&seen);
+        let server = Server { upstream: http, server_port, faults, cut, seen: seen_by };
         let netns = netns.path().to_owned();
         std::thread::spawn(move || server.serve(&netns, port, &started));
         wait.recv().expect("the proxy listens");

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::socket::{Source, tcp};
-use super::{Answer, answer_line, pattern};
+use super::{Answer, answer_line, ending, pattern};
 
 fn invalid(message: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message.into())
@@ -22,7 +22,9 @@ pub fn serve(listener: &TcpListener, name: &str) -> io::Result<()> {
         let (stream, peer) = listener.accept()?;
         let name = name.to_owned();
         // Out of threads is a reason to refuse a connection, not to end.
+        let connection = ending::Connection::begin();
         let spawned = thread::Builder::new().stack_size(256 << 10).spawn(move || {
+            let _connection = connection;
             // The client went away: its own business.
             let _ = serve_connection(stream, peer, &name);
         });
@@ -35,8 +37,9 @@ fn serve_connection(stream: TcpStream, peer: SocketAddr, name: &str) -> io::Resu
     let mut writer = stream.try_clone()?;
     let mut reader = BufReader::with_capacity(1 << 16, stream);
     let mut requests = 0;
-    while let Some(head) = read_head(&mut reader)? {
+    while let Some(mut head) = read_head(&mut reader)? {
         requests += 1;
+        head.close |= ending::is_asked();
         let mut words = head.first.split(' ');
         let method = words.next().unwrap_or_default();
         let path = words.next().unwrap_or_default();
@@ -169,18 +172,25 @@ fn check_pattern(
 pub struct Client {
     reader: BufReader<TcpStream>,
     host: SocketAddr,
+    is_ending: bool,
 }
 
 impl Client {
     /// Connects.
     pub fn connect(target: SocketAddr, source: Source, timeout: Duration) -> io::Result<Self> {
         let stream = tcp(target, source, timeout)?;
-        Ok(Self { reader: BufReader::with_capacity(1 << 16, stream), host: target })
+        let reader = BufReader::with_capacity(1 << 16, stream);
+        Ok(Self { reader, host: target, is_ending: false })
     }
 
     /// The connection's own address and port.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.reader.get_ref().local_addr()
+    }
+
+    /// Whether the server has said that its last answer is the last one.
+    pub fn is_ending(&self) -> bool {
+        self.is_ending
     }
 
     fn request(&mut self, method: &str, path: &str, length: u64) -> io::Result<()> {
@@ -194,6 +204,7 @@ impl Client {
     fn response(&mut self) -> io::Result<(u16, u64)> {
         let head = read_head(&mut self.reader)?
             .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+        self.is_ending |= head.close;
         let status = head.first.split(' ').nth(1).and_then(|s| s.parse().ok());
         Ok((status.ok_or_else(|| invalid(head.first))?, head.length))
     }

@@ -8,9 +8,11 @@
 
 pub mod churn;
 pub mod echo;
+pub mod ending;
 pub mod frame;
 pub mod hold;
 pub mod http;
+pub mod load;
 pub mod pattern;
 pub mod puppet;
 pub mod resolve;

@@ -1,5 +1,6 @@
 //! Names looked up by the C library's resolver, as most programs do it.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +20,11 @@ pub struct Lookups {
     pub slowest_ms: u64,
     /// The first few failures.
     pub errors: Vec<String>,
+}
+
+/// The addresses of a name.
+pub fn addresses(name: &str) -> std::io::Result<BTreeSet<IpAddr>> {
+    Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect())
 }
 
 /// Looks up `count` different names under `domain`, each of which must be `expected`, one after

@@ -10,7 +10,7 @@ use crate::manifest::{self, assert_typed};
 use crate::settings::{assert_complete, assert_known, settings};
 
 fn helm() -> Helm {
-    Helm::get(|step| eprintln!("{step}")).expect("Helm")
+    Helm::get().expect("Helm")
 }
 
 fn read(name: &str) -> String {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lbxdp_tests::kube::{Fault, Proxy};
+use lbxdp_tests::kube::{Fault, Proxy, Upstream};
 use lbxdp_tests::process::wait_until;
 use lbxdp_tests::{Agent, AgentOptions};
 
@@ -14,7 +14,7 @@ const HOLD: Duration = Duration::from_secs(6);
 #[ignore = "needs root"]
 fn most_services_missing_from_a_list_stay_for_a_while() {
     let Some(world) = World::start(1) else { return };
-    let proxy = Proxy::http(&world.cluster.client, &world.plane, 7443);
+    let proxy = Proxy::http(&world.cluster.client, Upstream::first(&world.plane), 7443);
     world.create(1..=5);
     let flags = world.with_kubeconfig(&proxy.url);
     let extra = vec!["--bulk-removal-hold".to_owned(), HOLD.as_secs().to_string()];

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lbxdp_tests::kube::{Fault, Proxy};
+use lbxdp_tests::kube::{Fault, Proxy, Upstream};
 use lbxdp_tests::process::wait_until;
 use lbxdp_tests::{Agent, AgentOptions};
 
@@ -19,7 +19,7 @@ fn agent_behind(world: &World, proxy: &Proxy) -> Agent {
 #[ignore = "needs root"]
 fn cuts_and_errors_and_delays_are_survived() {
     let Some(world) = World::start(1) else { return };
-    let proxy = Proxy::http(&world.cluster.client, &world.plane, PORT);
+    let proxy = Proxy::http(&world.cluster.client, Upstream::first(&world.plane), PORT);
     world.create([1]);
     let agent = agent_behind(&world, &proxy);
     wait_backends(&agent, 1, Some(2), CHANGE_WITHIN);
@@ -85,7 +85,7 @@ fn cuts_and_errors_and_delays_are_survived() {
 #[ignore = "needs root"]
 fn a_connection_that_is_dead_without_saying_so_is_found_out() {
     let Some(world) = World::start(1) else { return };
-    let proxy = Proxy::tunnel(&world.cluster.client, &world.plane, PORT);
+    let proxy = Proxy::tunnel(&world.cluster.client, Upstream::first(&world.plane), PORT);
     world.create([1]);
     let flags = world.in_pod(&[&proxy.url]);
     let agent = Agent::watch(world.cluster.node(0), &flags, AgentOptions::default());

@@ -9,7 +9,7 @@ use std::time::Duration;
 use lbxdp_tests::chart::{FLAT, objects};
 use lbxdp_tests::process::wait_until;
 use lbxdp_tests::{Netns, Process, Scratch};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tar::Archive;
 
 use super::*;

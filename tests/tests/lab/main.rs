@@ -1,0 +1,7 @@
+//! The whole cluster: control plane, three nodes, lbxdp as users get it. Needs Go, and the image that
+//! `cargo xtask image` writes.
+
+mod agents;
+mod dns;
+mod services;
+mod world;

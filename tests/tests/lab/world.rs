@@ -1,0 +1,192 @@
+//! One cluster for all tests. `LBXDP_LAB` names the directory of one that is up already, which is
+//! used instead and stays.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use lbxdp_tests::lab::images::TEST;
+use lbxdp_tests::lab::{Lab, Origin, Place, Proxy};
+use lbxdp_tests::process::wait_until;
+use lbxdp_tests::{go, sweep};
+use serde_json::{Value, json};
+
+const NODES: usize = 3;
+/// A change at the API, until it is in the dataplane of every node.
+const SERVED_WITHIN: Duration = Duration::from_secs(30);
+
+/// The cluster. Who only uses it shares it; who stops parts of it has it alone.
+static LAB: OnceLock<Option<RwLock<Lab>>> = OnceLock::new();
+
+fn lab() -> Option<&'static RwLock<Lab>> {
+    // Every test that cannot run says so, so this is asked for each of them.
+    if !go::is_possible() {
+        return None;
+    }
+    let lab = LAB.get_or_init(|| {
+        if let Some(dir) = std::env::var_os("LBXDP_LAB") {
+            let place = Place::read(dir.as_ref()).expect("LBXDP_LAB is the directory of a lab");
+            return Some(RwLock::new(Lab::open(&place)));
+        }
+        sweep::stale();
+        sweep::on_signal();
+        // SAFETY: the function has the type that is wanted, and may do what it likes.
+        let registered = unsafe { nix::libc::atexit(remove_at_exit) };
+        assert_eq!(registered, 0, "atexit");
+        let name = sweep::unique("lab");
+        let place = Place::named(&std::env::temp_dir().join(&name), &name, NODES, Proxy::Lbxdp);
+        // A failed start fails this test, and those after it say why.
+        let lab = std::panic::catch_unwind(|| Lab::up(&place));
+        lab.ok().map(RwLock::new)
+    });
+    Some(lab.as_ref().expect("the cluster came up"))
+}
+
+/// Tests end by `exit`, whether they passed or not.
+extern "C" fn remove_at_exit() {
+    sweep::own();
+}
+
+/// The cluster, beside other tests; `None` if there is nothing to build it with.
+#[track_caller]
+pub fn share() -> Option<RwLockReadGuard<'static, Lab>> {
+    Some(lab()?.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A Deployment of test servers on port 8080, spread over the nodes.
+pub fn web(name: &str, replicas: u32) -> Value {
+    let labels = json!({ "app": name });
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
+        "spec": {
+            "replicas": replicas,
+            "selector": { "matchLabels": labels },
+            "template": {
+                "metadata": { "labels": labels },
+                "spec": {
+                    "terminationGracePeriodSeconds": 5,
+                    "topologySpreadConstraints": [{
+                        "maxSkew": 1,
+                        "topologyKey": "kubernetes.io/hostname",
+                        "whenUnsatisfiable": "DoNotSchedule",
+                        "labelSelector": { "matchLabels": labels },
+                    }],
+                    "containers": [{
+                        "name": "web",
+                        "image": TEST,
+                        "imagePullPolicy": "Never",
+                        "args": ["http", "--name", "$(POD)", "--listen", "[::]:8080"],
+                        "env": [{
+                            "name": "POD",
+                            "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } },
+                        }],
+                        "readinessProbe": {
+                            "httpGet": { "path": "/", "port": 8080 },
+                            "periodSeconds": 1,
+                        },
+                    }],
+                },
+            },
+        },
+    })
+}
+
+/// A Service of type LoadBalancer for a Deployment of [`web`], in both families. Nobody allocates
+/// addresses yet, so it is given some here: the last parts of all of its addresses are this number,
+/// and its node port is 30000 above it.
+pub fn service(name: &str, number: u8) -> Value {
+    let [v4, v6] = ["10.96.0.", "fd00:10:96::"].map(|net| format!("{net}{number}"));
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
+        "spec": {
+            "type": "LoadBalancer",
+            "selector": { "app": name },
+            "ipFamilyPolicy": "RequireDualStack",
+            "ipFamilies": ["IPv4", "IPv6"],
+            "clusterIP": v4,
+            "clusterIPs": [v4, v6],
+            "ports": [{
+                "name": "http", "port": 80, "targetPort": 8080, "nodePort": 30000 + u32::from(number),
+            }],
+        },
+        "status": { "loadBalancer": { "ingress": [
+            { "ip": format!("203.0.113.{number}") }, { "ip": format!("2001:db8:ff::{number}") },
+        ] } },
+    })
+}
+
+/// An address and a port.
+pub fn target(address: impl AsRef<str>, port: u16) -> SocketAddr {
+    let address: IpAddr = address.as_ref().parse().expect("an address");
+    SocketAddr::new(address, port)
+}
+
+/// Objects that are deleted at the end of a test, its failure included.
+pub struct Applied<'a> {
+    lab: &'a Lab,
+    objects: Vec<Value>,
+}
+
+impl<'a> Applied<'a> {
+    /// Creates them, and waits for the Deployments among them.
+    #[track_caller]
+    pub fn new(lab: &'a Lab, objects: Vec<Value>) -> Self {
+        lab.api().apply(&objects);
+        let applied = Self { lab, objects };
+        for object in applied.objects.iter().filter(|object| object["kind"] == "Deployment") {
+            let name = object["metadata"]["name"].as_str().expect("a name");
+            let name = format!("deployment/{name}");
+            lab.kubectl(&["rollout", "status", &name, "--timeout=120s"]);
+        }
+        applied
+    }
+}
+
+impl Drop for Applied<'_> {
+    fn drop(&mut self) {
+        // Also while a test fails: a second panic would hide the first.
+        for object in &self.objects {
+            let text =
+                |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+            let mut kubectl = self.lab.kubectl_command();
+            kubectl.args(["delete", text("/kind"), text("/metadata/name"), "--wait=false"]);
+            let _ = kubectl.output();
+        }
+    }
+}
+
+/// The pods of a Deployment that are ready: names, addresses, nodes.
+pub fn pods(lab: &Lab, app: &str) -> Vec<Pod> {
+    let path = format!("/api/v1/namespaces/default/pods?labelSelector=app%3D{app}");
+    let list = lab.get(&path).expect("a list of pods");
+    let pods = list["items"].as_array().expect("items").iter().map(|pod| Pod {
+        name: pod["metadata"]["name"].as_str().expect("a name").to_owned(),
+        ips: pod["status"]["podIPs"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|ip| ip["ip"].as_str()?.parse().ok())
+            .collect(),
+    });
+    pods.collect()
+}
+
+/// A pod of a Deployment.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Its name, by which it also answers.
+    pub name: String,
+    /// Its addresses.
+    pub ips: BTreeSet<IpAddr>,
+}
+
+/// Waits until a request is answered from everywhere.
+#[track_caller]
+pub fn wait_served(lab: &Lab, origins: &[Origin], target: SocketAddr) {
+    for origin in origins {
+        wait_until(&format!("{target} answers {origin}"), SERVED_WITHIN, || {
+            lab.spread(origin, target, 1).failed == 0
+        });
+    }
+}
