@@ -4,21 +4,23 @@
 use std::sync::atomic::AtomicU64;
 
 use anyhow::Context as _;
-use lbxdp_common::ABI_VERSION;
+use lbxdp_common::{ABI_VERSION, Mode};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::apply::pinned::{PinnedMaps, Sizes};
+use crate::apply::pinned::{FlowCounts, PinnedMaps, Sizes};
+use crate::apply::sockets::SocketMaps;
 use crate::attach;
 use crate::device::Why;
 use crate::health::{Health, NoLocalEndpoints};
 use crate::netlink::Monitor;
 use crate::pins::Pins;
+use crate::sockets;
 use crate::source::kube;
-use crate::sys::Access;
+use crate::sys::{self, Access};
 
 type Labels = Vec<(&'static str, String)>;
 type Counters = Family<Labels, Counter<u64, AtomicU64>>;
@@ -94,6 +96,8 @@ pub fn text(health: &Health) -> anyhow::Result<String> {
         registry.register(name, help, gauge);
     }
 
+    register_flows(&mut registry, &pins, &maps)?;
+
     let attached = gauges(&mut registry, "device_attached", "Programs on a device, by hook");
     let network = Monitor::snapshot().context("netlink")?;
     let mut pods = 0;
@@ -116,6 +120,44 @@ pub fn text(health: &Health) -> anyhow::Result<String> {
     let mut text = String::new();
     encode(&mut text, &registry).context("encoding metrics")?;
     Ok(text)
+}
+
+/// Whose connections there are, and whose new ones will be: what somebody waits for who takes this
+/// node over or hands it over.
+fn register_flows(registry: &mut Registry, pins: &Pins, maps: &PinnedMaps) -> anyhow::Result<()> {
+    let modes = Gauges::default();
+    let mode = maps.mode()?;
+    for known in [Mode::Serving, Mode::TakingOver, Mode::HandingOver] {
+        let labels = vec![("mode", known.as_str().to_owned())];
+        modes.get_or_create(&labels).set(i64::from(known == mode));
+    }
+    registry.register("mode", "Whether new connections are served", modes);
+
+    let flows = Gauges::default();
+    let FlowCounts { established, other, foreign_established, foreign_other } =
+        maps.flow_counts(sys::coarse_ns())?;
+    for (by, state, count) in [
+        ("lbxdp", "established", established),
+        ("lbxdp", "other", other),
+        ("stack", "established", foreign_established),
+        ("stack", "other", foreign_other),
+    ] {
+        let labels = vec![("translated_by", by.to_owned()), ("state", state.to_owned())];
+        flows.get_or_create(&labels).set(signed(count));
+    }
+    let help =
+        "Flows that are not over, by who translates them: the programs, or the stack for others";
+    registry.register("flows", help, flows);
+
+    let gauge = Gauge::<i64>::default();
+    let entries = SocketMaps::open(pins, Access::ReadOnly)?.udp()?;
+    gauge.set(signed(sockets::count(&entries)));
+    registry.register(
+        "udp_sockets",
+        "UDP sockets that get their answers through the programs",
+        gauge,
+    );
+    Ok(())
 }
 
 /// The connection to the API, by kind of object.

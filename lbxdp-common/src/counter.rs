@@ -53,6 +53,12 @@ numbered! {
         SocketRefused = 21 "socket_refused",
         /// A connected socket was told that its backend does not serve any more.
         SocketStale = 22 "socket_stale",
+        /// A packet met a flow that the stack translates, and was left to it. Counted by each hook
+        /// that the packet meets.
+        ForeignHit = 23 "foreign_hit",
+        /// A packet without a flow, or a call, was left to the stack, because this node is being
+        /// taken over or handed over. Packets are counted by each hook that they meet.
+        LeftToStack = 24 "left_to_stack",
     }
 }
 

@@ -20,6 +20,7 @@ pub mod flow;
 pub mod fragment;
 pub mod frontend;
 pub mod limits;
+pub mod mode;
 pub mod range;
 pub mod socket;
 
@@ -39,6 +40,7 @@ pub use frontend::{
     AddressFlags, Descriptor, FrontendInfo, FrontendKey, FrontendKind, FrontendStats, TABLE_BLOCK,
     TableBlock, TablePolicy, TableRef,
 };
+pub use mode::Mode;
 pub use range::RangeKey;
 pub use socket::{SocketKey, SocketPeer};
 

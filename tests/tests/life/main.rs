@@ -13,6 +13,8 @@ mod health;
 mod input;
 mod rebuild;
 mod restart;
+mod rules;
 mod spread;
+mod take_over;
 mod udp;
 mod world;
