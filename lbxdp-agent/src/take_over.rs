@@ -54,20 +54,26 @@ enum Stage {
     Again(Instant),
     /// They are known; the foreign flows are to be looked at.
     Known(Instant),
-    /// The stack gets what is new; it is to be told of flows.
-    HandingOver(Instant),
+    /// The stack gets what is new; the foreign flows are to be looked at, and the stack is to be told of
+    /// others.
+    HandingOver { look: Instant, reserve: Instant },
 }
 
 /// The stage that an agent begins with: `mode` is what the maps say, `is_attached` whether programs
 /// of an earlier agent run, `is_new` whether the maps have been made anew for the next ones.
 fn first(mode: Mode, is_attached: bool, is_new: bool, hand_over: bool, now: Instant) -> Stage {
     match mode {
-        _ if hand_over => Stage::HandingOver(now),
+        _ if hand_over => Stage::HandingOver { look: now, reserve: now + RESERVE_EVERY },
         Mode::Serving if is_attached && !is_new => Stage::Known(now),
         // What of ours is under way has no flows any more: what the stack gets of it is lost.
         Mode::Serving if is_attached => Stage::Unread(Mode::Serving),
         Mode::Serving | Mode::TakingOver | Mode::HandingOver => Stage::Unread(Mode::TakingOver),
     }
+}
+
+/// When to look at foreign flows again after a look that began at `start`.
+fn look_after(start: Instant) -> Instant {
+    start + LOOK_EVERY.max(start.elapsed() * LOOK_SHARE)
 }
 
 impl TakeOver {
@@ -81,7 +87,7 @@ impl TakeOver {
         let before = maps.mode()?;
         let stage = first(before, is_attached, is_new, hand_over, Instant::now());
         let mut this = Self { stage, conntrack: None, is_reported: false };
-        if let Stage::HandingOver(_) = stage {
+        if hand_over {
             // First: once the mode is set, the stack chooses source ports.
             this.reserve(maps);
             maps.set_mode(Mode::HandingOver)?;
@@ -94,7 +100,7 @@ impl TakeOver {
 
     /// Whether the mode is what it is to be.
     pub const fn is_done(&self) -> bool {
-        matches!(self.stage, Stage::Known(_) | Stage::HandingOver(_))
+        matches!(self.stage, Stage::Known(_) | Stage::HandingOver { .. })
     }
 
     /// To be called once the maps are programmed, before programs are attached.
@@ -115,10 +121,11 @@ impl TakeOver {
     }
 
     /// When there is something to do, if it depends on the time.
-    pub const fn due(&self) -> Option<Instant> {
+    pub fn due(&self) -> Option<Instant> {
         match self.stage {
             Stage::Unread(_) | Stage::Read => None,
-            Stage::Again(due) | Stage::Known(due) | Stage::HandingOver(due) => Some(due),
+            Stage::Again(due) | Stage::Known(due) => Some(due),
+            Stage::HandingOver { look, reserve } => Some(look.min(reserve)),
         }
     }
 
@@ -141,12 +148,15 @@ impl TakeOver {
             }
             Stage::Known(due) if due <= now => {
                 self.forget(maps);
-                self.stage = Stage::Known(now + LOOK_EVERY.max(now.elapsed() * LOOK_SHARE));
+                self.stage = Stage::Known(look_after(now));
             }
-            Stage::HandingOver(due) if due <= now => {
-                self.reserve(maps);
+            Stage::HandingOver { look, reserve } if look <= now => {
                 self.forget(maps);
-                self.stage = Stage::HandingOver(now + RESERVE_EVERY);
+                self.stage = Stage::HandingOver { look: look_after(now), reserve };
+            }
+            Stage::HandingOver { look, reserve } if reserve <= now => {
+                self.reserve(maps);
+                self.stage = Stage::HandingOver { look, reserve: now + RESERVE_EVERY };
             }
             _ => {}
         }
@@ -252,6 +262,7 @@ mod tests {
     fn an_agent_reads_at_its_first_start_and_after_one_that_did_not_come_to_an_end() {
         let now = Instant::now();
         let taking = Stage::Unread(Mode::TakingOver);
+        let handing = Stage::HandingOver { look: now, reserve: now + RESERVE_EVERY };
         for (mode, is_attached, is_new, hand_over, stage) in [
             (Mode::Serving, false, true, false, taking),
             (Mode::Serving, false, false, false, taking),
@@ -262,9 +273,9 @@ mod tests {
             (Mode::Serving, true, true, false, Stage::Unread(Mode::Serving)),
             // The other one had the new connections meanwhile.
             (Mode::HandingOver, true, false, false, taking),
-            (Mode::HandingOver, true, false, true, Stage::HandingOver(now)),
-            (Mode::TakingOver, true, false, true, Stage::HandingOver(now)),
-            (Mode::Serving, false, true, true, Stage::HandingOver(now)),
+            (Mode::HandingOver, true, false, true, handing),
+            (Mode::TakingOver, true, false, true, handing),
+            (Mode::Serving, false, true, true, handing),
         ] {
             let found = first(mode, is_attached, is_new, hand_over, now);
             assert_eq!(found, stage, "{mode:?} {is_attached} {is_new} {hand_over}");

@@ -46,9 +46,14 @@ impl<'a> Rules<'a> {
         for (table, v6) in TABLES.into_iter().zip([false, true]) {
             let family = if v6 { "ip6" } else { "ip" };
             let pods = if v6 { "fd00:10:244::/48" } else { "10.244.0.0/16" };
-            let mut services = String::new();
+            let (mut services, mut selves) = (String::new(), String::new());
             for rule in self.rules.iter().filter(|rule| rule.frontend.is_ipv6() == v6) {
                 let Rule { protocol, frontend, backends, masquerades } = rule;
+                for backend in backends.iter().map(SocketAddr::ip) {
+                    // A pod that calls itself.
+                    let is_itself = format!("{family} saddr {backend} {family} daddr {backend}");
+                    let _ = writeln!(selves, "{is_itself} masquerade");
+                }
                 let choices: Vec<_> = backends
                     .iter()
                     .enumerate()
@@ -59,7 +64,11 @@ impl<'a> Rules<'a> {
                 } else {
                     String::new()
                 };
-                let to = format!("{family} daddr {} {protocol} dport {}", frontend.ip(), frontend.port());
+                let to = format!(
+                    "{family} daddr {} {protocol} dport {}",
+                    frontend.ip(),
+                    frontend.port()
+                );
                 if !mark.is_empty() {
                     let _ = writeln!(services, "{to} {mark}");
                 }
@@ -78,10 +87,11 @@ impl<'a> Rules<'a> {
                     chain prerouting {{
                         type nat hook prerouting priority dstnat; jump services
                     }}
-                    chain output {{ type nat hook output priority dstnat; jump services; }}
+                    chain output {{ type nat hook output priority -100; jump services; }}
                     chain postrouting {{
                         type nat hook postrouting priority srcnat
-                        meta mark & 0x4000 != 0 masquerade {masquerade}
+                        {selves}
+                        meta l4proto {{ tcp, udp }} meta mark & 0x4000 != 0 masquerade {masquerade}
                     }}
                     chain forward {{
                         type filter hook forward priority filter; ct state invalid counter drop
@@ -96,7 +106,8 @@ impl<'a> Rules<'a> {
     #[track_caller]
     pub fn remove(&self, keep: bool) {
         if keep {
-            self.node.nft("table inet keep-nat { chain none { type nat hook input priority 100; }; }");
+            self.node
+                .nft("table inet keep-nat { chain none { type nat hook input priority 100; }; }");
         }
         for table in TABLES {
             self.node.nft(&format!("delete table {table}"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lbxdp_agent::apply::pinned::PinnedMaps;
 use lbxdp_agent::netlink::conntrack::{Conntrack, Direction};
 use lbxdp_agent::pins::Pins;
-use lbxdp_agent::sys::Access;
+use lbxdp_agent::sys::{Access, Point};
 use lbxdp_common::{IPPROTO_TCP, Mode};
 use lbxdp_tests::agent::ServedCgroup;
 use lbxdp_tests::cgroup::Cgroup;
@@ -28,6 +28,9 @@ use crate::world::{TIMEOUT, cluster_ip, pods, vip};
 const PAUSE: Duration = Duration::from_millis(5);
 /// A moment of traffic.
 const MOMENT: Duration = Duration::from_millis(700);
+
+/// By when an agent has loaded its programs, on a machine that is busy.
+const START_WITHIN: Duration = Duration::from_secs(20);
 
 /// The pods' ports.
 const HTTP: u16 = 8080;
@@ -71,9 +74,7 @@ fn service(name: &str, number: u8) -> Service {
     [false, true]
         .into_iter()
         .fold(Service::new(name), |service, v6| {
-            service
-                .cluster_ip(&cluster_ip(v6, number))
-                .vip(&vip(v6, number, 0).ip().to_string())
+            service.cluster_ip(&cluster_ip(v6, number)).vip(&vip(v6, number, 0).ip().to_string())
         })
         .port(Port::tcp("http", 80, HTTP).node_port(30_070 + u16::from(number)))
         .port(Port::tcp("echo", 7, ECHO).node_port(29_997 + u16::from(number)))
@@ -114,9 +115,10 @@ impl Scene {
             {
                 for by in [By::Vip, By::NodePort, By::Local, By::ClusterIp] {
                     let is_local = matches!(by, By::Local);
-                    let backends = self.cluster.pods().filter(|(node, _)| {
-                        !is_local || node.name == self.cluster.node(0).name
-                    });
+                    let backends = self
+                        .cluster
+                        .pods()
+                        .filter(|(node, _)| !is_local || node.name == self.cluster.node(0).name);
                     let backends: Vec<_> =
                         backends.map(|(_, pod)| SocketAddr::new(pod.ip(v6), port)).collect();
                     if backends.is_empty() {
@@ -270,7 +272,7 @@ fn a_node_is_taken_over_and_handed_back_without_a_connection_lost_or_refused() {
     let options = scene.options(&[]);
     scene.start(AgentOptions { do_not_wait: true, ..options.clone() });
     for _ in 0..3 {
-        wait_until("the programs are there", TIMEOUT, || {
+        wait_until("the programs are there", START_WITHIN, || {
             scene.maps().is_some_and(|maps| !maps.devices().expect("read").is_empty())
         });
         scene.agent_mut().kill9();
@@ -289,7 +291,8 @@ fn a_node_is_taken_over_and_handed_back_without_a_connection_lost_or_refused() {
     old_pod.ping();
     old_udp.ask();
     assert!(scene.counter("foreign_hit") >= hits + ALL, "the stack has the old connections");
-    assert_eq!(scene.left()["foreign_established"], ALL + 2, "and those of the pod");
+    // Those of the pod as well, and some that were about to end.
+    assert!(scene.left()["foreign_established"].as_u64() >= Some(ALL + 2));
     let mut young = scene.hold();
     let mut young_pod = PodClient::connect(&scene);
     ping(&mut young);
@@ -299,7 +302,7 @@ fn a_node_is_taken_over_and_handed_back_without_a_connection_lost_or_refused() {
     assert!(scene.counter("flow_new") >= new + ALL);
     assert!(scene.counter("socket_connected") >= sockets + connects);
     assert_eq!(scene.rules().begun(), begun, "the rules see nothing begin");
-    assert_eq!(scene.left()["established"], ALL);
+    assert!(scene.left()["established"].as_u64() >= Some(ALL));
 
     // The rules go, and the connections that they made stay.
     scene.rules().remove(true);
@@ -316,8 +319,8 @@ fn a_node_is_taken_over_and_handed_back_without_a_connection_lost_or_refused() {
     scene.agent_mut().stop();
     scene.agent_mut().set_options(handing_over);
     scene.agent_mut().start_again();
-    let left = scene.left();
-    assert_eq!((&left["mode"], &left["established"]), (&"handing_over".into(), &ALL.into()));
+    assert_eq!(scene.left()["mode"], "handing_over");
+    wait_until("only what is held is left", TIMEOUT, || scene.left()["established"] == ALL);
     let (new, hits, sockets) =
         (scene.counter("flow_new"), scene.counter("flow_hit"), scene.counter("socket_connected"));
     let begun = scene.rules().begun();
@@ -369,8 +372,8 @@ impl UdpSession {
     fn begin(scene: &Scene) -> Self {
         let target = By::Vip.of(&scene.cluster, false, Probe::Udp);
         scene.cluster.client.run(|| {
-            let socket = lbxdp_tests::traffic::socket::udp(target, Source::ANY, TIMEOUT)
-                .expect("a socket");
+            let socket =
+                lbxdp_tests::traffic::socket::udp(target, Source::ANY, TIMEOUT).expect("a socket");
             let backend = udp::ask_on(&socket, "first").expect("an answer").name;
             Self { socket, backend }
         })
@@ -390,11 +393,10 @@ fn an_agent_that_dies_while_taking_over_leaves_it_to_the_next_one() {
     let mut old = scene.hold_vip(6);
     let options = scene.options(&[]);
     scene.start(AgentOptions { do_not_wait: true, ..options.clone() });
-    wait_until("taking over", TIMEOUT, || {
-        scene.maps().is_some_and(|maps| {
-            let is_attached = !maps.devices().expect("read").is_empty();
-            is_attached && maps.mode().expect("read") == Mode::TakingOver
-        })
+    wait_until("taking over", START_WITHIN, || {
+        let links = Pins::new(scene.agent().pin_path()).links().unwrap_or_default();
+        links.iter().any(|link| link.point == Point::Ingress)
+            && scene.maps().is_some_and(|maps| maps.mode().expect("read") == Mode::TakingOver)
     });
     scene.agent_mut().kill9();
     assert_eq!(scene.left()["mode"], "taking_over");

@@ -17,13 +17,11 @@ use aya::{
     },
     programs::{ProgramError, SchedClassifier, TestRunOptions, Xdp, XdpMode},
 };
-use lbxdp_agent::{
-    apply::FlowEntry, attach::patiently, index::range, service_cidrs::ServiceCidrs,
-};
+use lbxdp_agent::{apply::FlowEntry, attach::patiently, index::range, service_cidrs::ServiceCidrs};
 use lbxdp_common::{
     AddressFlags, Affinity, AffinityKey, Backend, Counter, Descriptor, Device, DropReason, Flow,
-    FlowKey, FrontendKey, FrontendStats, MemberKey, Mode, RangeKey, TABLE_BLOCK, TableBlock, TablePolicy,
-    TableRef,
+    FlowKey, FrontendKey, FrontendStats, MemberKey, Mode, RangeKey, TABLE_BLOCK, TableBlock,
+    TablePolicy, TableRef,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -425,9 +423,9 @@ impl Rig {
     pub fn enter(&mut self, entry: &FlowEntry) {
         const NO_EXIST: u64 = 1;
         match entry {
-            FlowEntry::V4(key, flow) => self
-                .hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4")
-                .insert(key, flow, NO_EXIST),
+            FlowEntry::V4(key, flow) => {
+                self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4").insert(key, flow, NO_EXIST)
+            }
             FlowEntry::V6(key, flow) => self
                 .hash::<FlowKey<[u8; 16]>, Flow<[u8; 16]>>("flows_v6")
                 .insert(key, flow, NO_EXIST),
