@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::apply::pinned::PinnedMaps;
 use crate::apply::sockets::SocketMaps;
 use crate::apply::{MapError, Maps as _};
-use crate::attach::{Config, Dataplane, DeviceStatus, TcKind};
+use crate::attach::{self, Config, Dataplane, DeviceStatus, TcKind};
 use crate::device::{Pattern, Rules, Why};
 use crate::health::listeners::Listeners;
 use crate::health::{Health, NoLocalEndpoints};
@@ -32,6 +32,7 @@ use crate::sockets;
 use crate::source::kube::Work;
 use crate::source::{self, Change, Delta, Kind, ObjectId, Snapshot, Source};
 use crate::sys::{self, Access};
+use crate::take_over::TakeOver;
 use crate::view;
 
 /// Devices are looked at again at least this often: a refusal may have passed.
@@ -70,6 +71,8 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// tc does everything.
     pub without_xdp: bool,
+    /// What begins is left to the stack.
+    pub hand_over: bool,
     /// The BPF object.
     pub object: Vec<u8>,
     /// What the programs are loaded with.
@@ -88,6 +91,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         pod_devices,
         listen,
         without_xdp,
+        hand_over,
         object,
         dataplane,
     } = options;
@@ -124,10 +128,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let Some(first) = first else { return Ok(()) };
     dataplane.adopt()?;
-    let maps = dataplane.maps()?;
+    let mut maps = dataplane.maps()?;
     let socket_maps = SocketMaps::open(dataplane.pins(), Access::ReadWrite)?;
     let monitor = Monitor::start().context("following the network by netlink")?;
     let mut network = monitor.subscribe();
+    let is_attached = !attach::read_status(dataplane.pins(), &monitor.network())?.is_empty();
+    let is_new = !dataplane.rebuilt().is_empty();
+    let take_over = TakeOver::start(&mut maps, is_attached, is_new, hand_over)?;
     let mut agent = Agent {
         node: ObjectId::new(Kind::Node, None, &node_name),
         index: Index::new(node_name).with_config(index),
@@ -140,6 +147,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         reconciler: Reconciler::new(maps, sys::coarse_ns())?,
         socket_maps,
         dataplane,
+        take_over,
         rules: Rules {
             named: devices,
             pods: pod_devices,
@@ -185,16 +193,21 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
         if devices_due <= now {
             let current = Arc::clone(&network.borrow());
+            agent.before_attaching();
             agent.attach(&current);
             let pause = if agent.dataplane.is_behind() { Duration::ZERO } else { DEVICES_EVERY };
             devices_due = Instant::now() + pause;
+        }
+        if agent.take_over_due().is_some_and(|due| due <= Instant::now()) && agent.take_over() {
+            devices_due = now;
         }
         if sockets_due.is_some_and(|due| due <= Instant::now()) {
             let is_settled = sockets_changed.elapsed() >= SOCKETS_EVERY;
             let again = agent.sweep_sockets() || !is_settled;
             sockets_due = again.then(|| Instant::now() + SOCKETS_EVERY);
         }
-        let wake = [retry_due, sockets_due].into_iter().flatten().fold(devices_due, Instant::min);
+        let wake = [retry_due, sockets_due, agent.take_over_due()];
+        let wake = wake.into_iter().flatten().fold(devices_due, Instant::min);
         let wake = wake.min(sweep_due);
         tokio::select! {
             change = source.changed() => {
@@ -233,6 +246,7 @@ struct Agent {
     reconciler: Reconciler<PinnedMaps>,
     socket_maps: SocketMaps,
     dataplane: Dataplane,
+    take_over: TakeOver,
     rules: Rules,
     source_problems: Vec<Problem>,
     index_problems: Vec<Problem>,
@@ -400,6 +414,23 @@ impl Agent {
         facts
     }
 
+    /// What has to be known of the stack's connections before programs run.
+    fn before_attaching(&mut self) {
+        let (maps, actual) = self.reconciler.maps_and_actual();
+        self.take_over.before_attaching(maps, &actual.frontends);
+    }
+
+    /// When there is something to do about the stack's connections.
+    fn take_over_due(&self) -> Option<Instant> {
+        self.take_over.due().map(Instant::from_std)
+    }
+
+    /// Does it; whether the node is taken over by now.
+    fn take_over(&mut self) -> bool {
+        let (maps, actual) = self.reconciler.maps_and_actual();
+        self.take_over.go_on(maps, &actual.frontends)
+    }
+
     /// Puts the programs on the devices they belong to.
     fn attach(&mut self, network: &Network) {
         let maps = self.reconciler.maps_mut();
@@ -414,7 +445,10 @@ impl Agent {
                 let is_attached = statuses
                     .iter()
                     .any(|status| status.error.is_none() && status.why != Some(Why::Pod));
-                self.health.attached(is_attached);
+                if !self.dataplane.is_behind() {
+                    self.take_over.attached();
+                }
+                self.health.attached(is_attached && self.take_over.is_done());
                 self.statuses = statuses;
             }
             Err(error) => {

@@ -427,19 +427,10 @@ impl Dataplane {
         tc: &mut Tc,
     ) -> Option<DeviceStatus> {
         let mut errors = Vec::new();
-        let xdp = wanted.xdp.clone().and_then(|()| {
-            let link = links.remove(&(wanted.ifindex, Point::Xdp));
-            self.attach_link(wanted, Point::Xdp, link).map_err(|error| match error.raw_os_error() {
-                Some(libc::EOPNOTSUPP) => NoXdp::Driver,
-                Some(libc::EBUSY | libc::EEXIST) => NoXdp::Foreign { prog_id: 0 },
-                Some(libc::ERANGE) if !self.frags => {
-                    NoXdp::Refused(format!("{error} (MTU too large for one buffer)"))
-                }
-                _ => NoXdp::Refused(error.to_string()),
-            })
-        });
         let tc_kind = wanted.tc.then_some(self.tc_kind);
-        for point in wanted.tc_points() {
+        // What undoes comes before what does, and what finishes before what begins: each part may be
+        // alone for a moment, and there may be others in the stack who take what is left half-way.
+        for point in wanted.tc_points().into_iter().rev() {
             let link = links.remove(&(wanted.ifindex, point));
             let attached = match tc_kind {
                 Some(TcKind::Tcx) => self.attach_link(wanted, point, link),
@@ -453,6 +444,17 @@ impl Dataplane {
                 errors.push(format!("tc {}: {error}", point.as_str()));
             }
         }
+        let xdp = wanted.xdp.clone().and_then(|()| {
+            let link = links.remove(&(wanted.ifindex, Point::Xdp));
+            self.attach_link(wanted, Point::Xdp, link).map_err(|error| match error.raw_os_error() {
+                Some(libc::EOPNOTSUPP) => NoXdp::Driver,
+                Some(libc::EBUSY | libc::EEXIST) => NoXdp::Foreign { prog_id: 0 },
+                Some(libc::ERANGE) if !self.frags => {
+                    NoXdp::Refused(format!("{error} (MTU too large for one buffer)"))
+                }
+                _ => NoXdp::Refused(error.to_string()),
+            })
+        });
         Some(DeviceStatus {
             name: wanted.name.clone(),
             ifindex: wanted.ifindex,

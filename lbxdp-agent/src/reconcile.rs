@@ -136,6 +136,11 @@ impl<M: Maps> Reconciler<M> {
     pub const fn maps_mut(&mut self) -> &mut M {
         &mut self.maps
     }
+
+    /// The same, and what they hold.
+    pub const fn maps_and_actual(&mut self) -> (&mut M, &Actual) {
+        (&mut self.maps, self.planner.actual())
+    }
 }
 
 /// The wait after so many failures in a row.

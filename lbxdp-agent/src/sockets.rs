@@ -83,6 +83,11 @@ pub fn sweep(entries: &[Entry], desired: &Desired) -> Sweep {
     sweep
 }
 
+/// How many sockets these entries are about.
+pub fn count(entries: &[Entry]) -> usize {
+    entries.iter().map(|entry| entry.cookie).collect::<BTreeSet<_>>().len()
+}
+
 fn serves(desired: &Desired, entry: &Entry) -> bool {
     let Entry { frontend, backend, .. } = entry;
     let addr = FrontendAddr { addr: frontend.ip(), port: frontend.port(), protocol: Protocol::Udp };
@@ -106,6 +111,19 @@ mod tests {
 
     fn entry(cookie: u64, backend: &str, role: Role) -> Entry {
         Entry { cookie, frontend: socket(VIP), backend: socket(backend), role }
+    }
+
+    #[test]
+    fn a_socket_with_several_entries_counts_once() {
+        let connected = Role::Connected { is_stale: false };
+        let entries = [
+            entry(1, OLD, Role::Uses),
+            entry(1, OLD, Role::Shows),
+            entry(1, NEW, Role::Shows),
+            entry(2, OLD, connected),
+        ];
+        assert_eq!(count(&entries), 2);
+        assert_eq!(count(&[]), 0);
     }
 
     fn desired(protocol: Protocol, backends: &[&str]) -> Desired {

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::apply::pinned::{FlowEntry, PinnedMaps};
 use crate::apply::{Actual, BackendEntry, MapError};
+use crate::foreign;
 use crate::model::{Family, FrontendAddr, Protocol};
 use crate::slab::BlockRange;
 
@@ -202,6 +203,8 @@ pub struct FlowView {
     pub backend: SocketAddr,
     /// Whether the backend is on this node.
     pub local: bool,
+    /// Whether the stack translates it, and the programs leave it alone.
+    pub foreign: bool,
     /// State.
     pub state: &'static str,
     /// Seconds since the last packet.
@@ -234,7 +237,10 @@ fn flow_view<A: Octets + Into<IpAddr>>(
     let socket = |addr: A, port| SocketAddr::new(addr.into(), port);
     let protocol = Protocol::from_number(key.protocol);
     Some(FlowView {
-        service: name(actual, family, flow.frontend),
+        service: match flow.frontend {
+            foreign::NONE => "-".to_owned(),
+            id => name(actual, family, id),
+        },
         protocol: protocol
             .map_or_else(|| key.protocol.to_string(), |protocol| protocol.to_string()),
         client: socket(key.src, key.src_port),
@@ -242,6 +248,7 @@ fn flow_view<A: Octets + Into<IpAddr>>(
         source: socket(flow.src, flow.src_port),
         backend: socket(flow.dst, flow.dst_port),
         local: flow.has(Flow::<A>::LOCAL),
+        foreign: flow.has(Flow::<A>::FOREIGN),
         state: FlowState::name(flow.state),
         idle_seconds: u64::try_from(flow.idle_ns(now)).unwrap_or(0) / 1_000_000_000,
     })

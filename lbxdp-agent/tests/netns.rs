@@ -805,7 +805,7 @@ fn how_full_maps_are_is_known_from_a_sample() {
             }
             written = target;
             let read = maps.flows().unwrap().count();
-            let live = maps.live_flows(now).unwrap();
+            let live = maps.flow_counts(now).unwrap().own();
             println!("{written} written, {read} there, {live} of them live");
             let estimate = used("flows_v4");
             // Four standard errors.

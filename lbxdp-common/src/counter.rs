@@ -56,6 +56,12 @@ numbered! {
         /// A flow was created by a TCP or SCTP packet that begins nothing: its state was lost, or was
         /// never here.
         FlowMidstream = 23 "flow_midstream",
+        /// A packet met a flow that the stack translates, and was left to it. Counted by each hook
+        /// that the packet meets.
+        ForeignHit = 24 "foreign_hit",
+        /// A packet without a flow, or a call, was left to the stack, because this node is being
+        /// taken over or handed over. Packets are counted by each hook that they meet.
+        LeftToStack = 25 "left_to_stack",
     }
 }
 

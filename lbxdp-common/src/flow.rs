@@ -140,8 +140,13 @@ impl<A> Flow<A> {
     pub const BACKEND_FIN: u8 = 1 << 3;
     /// The backend has answered.
     pub const ANSWERED: u8 = 1 << 4;
+    /// The stack translates the flow, and had it before the programs came: its packets are left
+    /// alone, at every hook. Both entries are made by the agent, which has them from conntrack, and
+    /// keep others off the source port that the stack uses.
+    pub const FOREIGN: u8 = 1 << 5;
     /// Flags that both entries of a flow share.
-    pub const SHARED: u8 = Self::LOCAL | Self::CLIENT_FIN | Self::BACKEND_FIN | Self::ANSWERED;
+    pub const SHARED: u8 =
+        Self::LOCAL | Self::CLIENT_FIN | Self::BACKEND_FIN | Self::ANSWERED | Self::FOREIGN;
 
     /// Whether any of `flags` is set.
     #[inline(always)]

@@ -127,7 +127,7 @@ type V4 = [u8; 4];
 type V6 = [u8; 16];
 
 /// Every pinned map.
-pub const MAPS: [Layout; 26] = [
+pub const MAPS: [Layout; 27] = [
     map::<V4, AddressFlags>("addresses_v4", Upkeep::Agent),
     map::<V6, AddressFlags>("addresses_v6", Upkeep::Agent),
     map::<AffinityKey, Affinity>("affinity", Upkeep::Latest("last_used")),
@@ -145,6 +145,7 @@ pub const MAPS: [Layout; 26] = [
     map::<FrontendKey<V4>, u32>("frontends_v4", Upkeep::Agent),
     map::<FrontendKey<V6>, u32>("frontends_v6", Upkeep::Agent),
     map::<MemberKey, u32>("members", Upkeep::Agent),
+    map::<u32, u32>("mode", Upkeep::Agent),
     map::<u32, FrontendInfo>("names_v4", Upkeep::Agent),
     map::<u32, FrontendInfo>("names_v6", Upkeep::Agent),
     map::<PrefixedRange<V4>, u32>("ranges_v4", Upkeep::Agent),

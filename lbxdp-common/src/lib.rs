@@ -21,6 +21,7 @@ pub mod fragment;
 pub mod frontend;
 pub mod layout;
 pub mod limits;
+pub mod mode;
 pub mod range;
 pub mod socket;
 
@@ -40,6 +41,7 @@ pub use frontend::{
     AddressFlags, Descriptor, FrontendInfo, FrontendKey, FrontendKind, FrontendStats, TABLE_BLOCK,
     TableBlock, TablePolicy, TableRef,
 };
+pub use mode::Mode;
 pub use range::RangeKey;
 pub use socket::{SocketKey, SocketPeer};
 

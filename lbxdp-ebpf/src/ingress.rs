@@ -9,8 +9,8 @@ use crate::{
     lookup::{
         address,
         backend::{self, NoChoice, Side},
-        flow::{self, NotCreated},
-        fragment, range,
+        flow::{self, Found, NotCreated},
+        fragment, mode, range,
     },
     packet::Packet,
     parse::{Kind, Unparsed},
@@ -76,7 +76,11 @@ fn judge<F: Family, P: Packet>(
     address: AddressFlags,
 ) -> Verdict {
     if address.flags == 0 {
-        return Verdict::Drop(DropReason::UnknownAddress);
+        return if mode::leaves(false) {
+            Verdict::Pass
+        } else {
+            Verdict::Drop(DropReason::UnknownAddress)
+        };
     }
     if let Err(unparsed) = F::parse(packet, &mut work.segment) {
         return unserved(unparsed, address);
@@ -86,8 +90,13 @@ fn judge<F: Family, P: Packet>(
     }
     let now = now();
     // Flows outlive their frontend, so they come first.
-    if flow::follow::<F>(work, hook, now) {
-        return Verdict::Translate;
+    match flow::follow::<F>(work, hook, now) {
+        Found::Flow => return Verdict::Translate,
+        Found::Foreign => {
+            fragment::remember::<F>(work);
+            return Verdict::Pass;
+        }
+        Found::Nothing => {}
     }
     // Neither of these begins a flow.
     match work.segment.kind {
@@ -98,9 +107,13 @@ fn judge<F: Family, P: Packet>(
     if !address.has(AddressFlags::SERVICE) {
         return Verdict::Pass;
     }
-    let Some(frontend) = address::frontend::<F>(&work.segment.key) else {
-        return nobody(address);
-    };
+    let frontend = address::frontend::<F>(&work.segment.key);
+    // The node's own ports are nobody else's business.
+    let is_nodes = frontend.is_none() && address.has(AddressFlags::NODE);
+    if is_nodes || mode::leaves(flow::begins(work.segment.tcp_flags)) {
+        return Verdict::Pass;
+    }
+    let Some(frontend) = frontend else { return nobody(address) };
     if let Some(reason) = martian::<F>(&work.segment.key.src) {
         return Verdict::Drop(reason);
     }
@@ -137,6 +150,7 @@ fn unserved(unparsed: Unparsed, address: AddressFlags) -> Verdict {
         return Verdict::Pass;
     }
     match unparsed {
+        Unparsed::NotOurs | Unparsed::Fragment if mode::leaves(false) => Verdict::Pass,
         Unparsed::NotOurs => Verdict::Drop(DropReason::UnknownProtocol),
         Unparsed::Echo => Verdict::Echo,
         Unparsed::Malformed => Verdict::Drop(DropReason::Malformed),
@@ -160,12 +174,10 @@ fn martian<F: Family>(src: &F::Addr) -> Option<DropReason> {
     is_service.then_some(DropReason::ServiceSource)
 }
 
-/// No frontend listens on this port of `address`.
+/// No frontend listens on this port of `address`, which is not the node's.
 #[inline(always)]
 fn nobody(address: AddressFlags) -> Verdict {
-    if address.has(AddressFlags::NODE) {
-        Verdict::Pass
-    } else if address.has(AddressFlags::CLUSTER_IP) {
+    if address.has(AddressFlags::CLUSTER_IP) {
         Verdict::Refuse(DropReason::UnknownPort, icmp::Error::PortUnreachable)
     } else {
         Verdict::Drop(DropReason::UnknownPort)

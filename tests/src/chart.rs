@@ -101,6 +101,7 @@ pub fn all_values() -> Value {
         "nodePortAddresses": ["primary", "192.0.2.0/24", "2001:db8::/64"],
         "allowExternalIPs": ["198.51.100.0/24"],
         "sourceRangesAllFrontends": true,
+        "handOver": true,
         "snatPorts": "61000-62000",
         "xdpMode": "off",
         "tcMode": "clsact",

@@ -22,6 +22,28 @@ impl FlowEntry {
         }
     }
 
+    /// Whether the stack translates the flow.
+    pub const fn is_foreign(&self) -> bool {
+        match self {
+            Self::V4(_, flow) => flow.has(Flow::<[u8; 4]>::FOREIGN),
+            Self::V6(_, flow) => flow.has(Flow::<[u8; 16]>::FOREIGN),
+        }
+    }
+
+    /// From where to where the packets of this half come in.
+    pub fn arrives(&self) -> (SocketAddr, SocketAddr) {
+        fn of<A: Octets + Into<IpAddr>>(key: &FlowKey<A>) -> (SocketAddr, SocketAddr) {
+            (
+                SocketAddr::new(key.src.into(), key.src_port),
+                SocketAddr::new(key.dst.into(), key.dst_port),
+            )
+        }
+        match self {
+            Self::V4(key, _) => of(key),
+            Self::V6(key, _) => of(key),
+        }
+    }
+
     /// The frontend and the backend. Each half says both, so none depends on the other.
     pub fn ends(&self) -> (SocketAddr, SocketAddr) {
         match self {

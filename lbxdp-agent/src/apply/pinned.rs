@@ -11,9 +11,9 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuArray, PerCpuValues};
 use ipnet::IpNet;
 use lbxdp_common::{
-    AddressFlags, Backend, Counter, Descriptor, Device, DropReason, Flow, FlowKey, FrontendInfo,
-    FrontendKey, FrontendStats, IPPROTO_UDP, MemberKey, Octets, RangeKey, TableBlock,
-    limits::TABLE_BLOCKS,
+    AddressFlags, Backend, Counter, Descriptor, Device, DropReason, Flow, FlowKey, FlowState,
+    FrontendInfo, FrontendKey, FrontendStats, IPPROTO_UDP, MemberKey, Mode, Octets, RangeKey,
+    TableBlock, limits::TABLE_BLOCKS,
 };
 
 pub use super::FlowEntry;
@@ -302,10 +302,25 @@ impl<A: Addr> FamilyMaps<A> {
         })
     }
 
-    /// Flows that are not over at `now`, counted by the half that clients' packets meet.
-    fn live_flows(&self, now: u64) -> Result<usize, MapError> {
-        let flows = self.flows.read()?;
-        Ok(flows.iter().filter(|(_, flow)| flow.is_live_request(now)).count())
+    /// See [`PinnedMaps::flow_counts`].
+    fn count_flows(&self, now: u64, counts: &mut FlowCounts) -> Result<(), MapError> {
+        for (key, flow) in self.flows.read()? {
+            if flow.is_live_request(now) {
+                counts.count(key.protocol, flow.state, flow.has(Flow::<A>::FOREIGN));
+            }
+        }
+        Ok(())
+    }
+
+    /// Enters a half unless there is one already. Whether there was none.
+    fn enter_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<bool, MapError> {
+        /// `BPF_NOEXIST`.
+        const NO_EXIST: u64 = 1;
+        match self.flows.map.insert(key, flow, NO_EXIST).map_err(io_error) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(map_error(A::FLOWS, format!("{key:?}"))(error)),
+        }
     }
 
     fn infos(&self) -> io::Result<Vec<(u32, FrontendInfo)>> {
@@ -399,7 +414,8 @@ impl<A: Addr> FamilyMaps<A> {
     /// reply entry may have been evicted and come back, so each entry speaks for both.
     fn flow_addresses(&self, now: u64, into: &mut BTreeSet<IpAddr>) -> Result<(), MapError> {
         for (key, flow) in self.flows.read()? {
-            if flow.expired(now) {
+            // What the stack translates needs nothing of what is programmed.
+            if flow.expired(now) || flow.has(Flow::<A>::FOREIGN) {
                 continue;
             }
             let (frontend, backend) = flow::ends(&key, &flow);
@@ -450,6 +466,36 @@ pub struct Sizes {
     pub addresses: usize,
 }
 
+/// Flows that are not over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowCounts {
+    /// TCP connections and SCTP associations that are established, translated by the programs.
+    pub established: usize,
+    /// UDP, and what begins or ends, translated by the programs.
+    pub other: usize,
+    /// TCP connections and SCTP associations that are established, translated by the stack.
+    pub foreign_established: usize,
+    /// UDP, and what begins or ends, translated by the stack.
+    pub foreign_other: usize,
+}
+
+impl FlowCounts {
+    const fn count(&mut self, protocol: u8, state: u8, is_foreign: bool) {
+        let is_established = protocol != IPPROTO_UDP && state == FlowState::Established as u8;
+        *match (is_foreign, is_established) {
+            (false, true) => &mut self.established,
+            (false, false) => &mut self.other,
+            (true, true) => &mut self.foreign_established,
+            (true, false) => &mut self.foreign_other,
+        } += 1;
+    }
+
+    /// Those that the programs translate.
+    pub const fn own(&self) -> usize {
+        self.established + self.other
+    }
+}
+
 /// The pinned maps.
 pub struct PinnedMaps {
     v4: FamilyMaps<[u8; 4]>,
@@ -457,6 +503,7 @@ pub struct PinnedMaps {
     tables: Shared<TableBlock>,
     members: Hash<MemberKey, u32>,
     devices: Hash<u32, Device>,
+    mode: Array<MapData, u32>,
     drops: PerCpuArray<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -482,6 +529,7 @@ impl PinnedMaps {
             tables: Shared::open(pins, "tables", access)?,
             members: Hash::open(pins, "members", access)?,
             devices: Hash::open(pins, "devices", access)?,
+            mode: typed(pins, "mode", access)?,
             drops: typed(pins, "drops", access)?,
             counters: typed(pins, "counters", access)?,
         })
@@ -566,9 +614,58 @@ impl PinnedMaps {
         })
     }
 
-    /// How many flows are not over at `now` (see [`sys::coarse_ns`]).
-    pub fn live_flows(&self, now: u64) -> Result<usize, MapError> {
-        Ok(self.v4.live_flows(now)? + self.v6.live_flows(now)?)
+    /// How many flows are not over at `now` (see [`sys::coarse_ns`]), each counted by the half that
+    /// clients' packets meet.
+    pub fn flow_counts(&self, now: u64) -> Result<FlowCounts, MapError> {
+        let mut counts = FlowCounts::default();
+        self.v4.count_flows(now, &mut counts)?;
+        self.v6.count_flows(now, &mut counts)?;
+        Ok(counts)
+    }
+
+    /// Every half of a flow that the stack translates.
+    pub fn foreign_flows(&self) -> Result<Vec<FlowEntry>, MapError> {
+        Ok(self.flows()?.filter(FlowEntry::is_foreign).collect())
+    }
+
+    /// Enters a half of a flow that the stack translates, unless packets of its kind have a flow
+    /// already. Whether they had none.
+    pub fn enter_foreign(&mut self, entry: &FlowEntry) -> Result<bool, MapError> {
+        match entry {
+            FlowEntry::V4(key, flow) => self.v4.enter_flow(key, flow),
+            FlowEntry::V6(key, flow) => self.v6.enter_flow(key, flow),
+        }
+    }
+
+    /// Removes such a half, unless it has become another flow's. Whether there was one.
+    pub fn remove_foreign(&mut self, entry: &FlowEntry) -> Result<bool, MapError> {
+        match entry {
+            FlowEntry::V4(key, _) => {
+                self.v4.remove_flow(key, |now| now.has(Flow::<[u8; 4]>::FOREIGN))
+            }
+            FlowEntry::V6(key, _) => {
+                self.v6.remove_flow(key, |now| now.has(Flow::<[u8; 16]>::FOREIGN))
+            }
+        }
+    }
+
+    /// The mode that the programs are in.
+    pub fn mode(&self) -> Result<Mode, MapError> {
+        let number =
+            self.mode.get(&0, 0).map_err(io_error).map_err(map_error("mode", "the element"))?;
+        Mode::from_number(number).ok_or_else(|| {
+            let unknown = io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{number} is not one this agent writes"),
+            );
+            map_error("mode", "the element")(unknown)
+        })
+    }
+
+    /// Puts the programs into a mode.
+    pub fn set_mode(&mut self, mode: Mode) -> Result<(), MapError> {
+        let set = self.mode.set(0, mode as u32, 0);
+        set.map_err(io_error).map_err(map_error("mode", "the element"))
     }
 
     /// Drops by reason, summed over CPUs.

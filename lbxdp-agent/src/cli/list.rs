@@ -95,7 +95,7 @@ pub fn flows(args: &ReadArgs) -> anyhow::Result<()> {
             row.frontend.to_string(),
             if row.source == row.client { "client".to_owned() } else { row.source.to_string() },
             format!("{}{}", row.backend, if row.local { " (local)" } else { "" }),
-            row.state.to_owned(),
+            format!("{}{}", row.state, if row.foreign { " (stack)" } else { "" }),
             format!("{}s", row.idle_seconds),
             row.service.clone(),
         ]

@@ -80,6 +80,10 @@ pub struct RunArgs {
     /// `none`. By default where cgroup v2 is mounted; in a container that has to be the node's.
     #[arg(long, env = "LBXDP_CGROUP", value_name = "PATH|none")]
     cgroup: Option<CgroupFlag>,
+    /// Leave what begins to the stack, that is to kube-proxy, and go on with the flows that there
+    /// are: the way back. `status` says how many are left.
+    #[arg(long, env = "LBXDP_HAND_OVER")]
+    hand_over: bool,
     /// Log what the programs do, for debugging: it costs time with each packet it is about.
     #[arg(long, env = "LBXDP_PACKET_LOG")]
     packet_log: bool,
@@ -163,6 +167,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         xdp_mode,
         tc_mode,
         cgroup,
+        hand_over,
         packet_log,
     } = args;
     apart(&devices, &pod_devices)?;
@@ -179,6 +184,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         pod_devices,
         listen,
         without_xdp: xdp_mode == XdpMode::Off,
+        hand_over,
         object: object::bytes()?,
         dataplane: Config {
             pin_path,

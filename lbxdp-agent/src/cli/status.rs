@@ -6,10 +6,11 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use lbxdp_common::ABI_VERSION;
+use lbxdp_common::{ABI_VERSION, Mode};
 use serde::Serialize;
 
-use crate::apply::pinned::Sizes;
+use crate::apply::pinned::{FlowCounts, Sizes};
+use crate::apply::sockets::SocketMaps;
 use crate::attach::cgroup::{self, SocketStatus};
 use crate::attach::{self, DeviceStatus, TcKind};
 use crate::cli::output::{self, Format, table};
@@ -17,8 +18,9 @@ use crate::cli::source::StateArgs;
 use crate::cli::{ReadArgs, list};
 use crate::lock::Lock;
 use crate::netlink::Monitor;
+use crate::sockets;
 use crate::source::kube::{Report, WatchReport, Work};
-use crate::sys;
+use crate::sys::{self, Access};
 
 #[derive(Debug, Args)]
 pub struct StatusArgs {
@@ -42,6 +44,7 @@ struct Status {
     frontends: usize,
     backends: usize,
     flows: usize,
+    take_over: TakeOverLine,
     counters: BTreeMap<&'static str, u64>,
     drops: BTreeMap<&'static str, u64>,
 }
@@ -105,6 +108,59 @@ fn work_text(work: &Work, now: u64) -> String {
     text
 }
 
+/// Whose connections there are, and whose new ones will be.
+#[derive(Debug, Serialize)]
+struct TakeOverLine {
+    mode: &'static str,
+    /// Connections that end with the programs: `cleanup` breaks them.
+    established: usize,
+    /// Other flows that do.
+    other: usize,
+    /// UDP sockets that get their answers through the programs.
+    udp_sockets: usize,
+    /// Connections that the stack translates, and that end with it.
+    foreign_established: usize,
+    /// Other flows of the stack.
+    foreign_other: usize,
+}
+
+impl TakeOverLine {
+    fn new(mode: Mode, counts: FlowCounts, udp_sockets: usize) -> Self {
+        let FlowCounts { established, other, foreign_established, foreign_other } = counts;
+        Self {
+            mode: mode.as_str(),
+            established,
+            other,
+            udp_sockets,
+            foreign_established,
+            foreign_other,
+        }
+    }
+
+    fn text(&self) -> String {
+        let Self { mode, established, other, udp_sockets, foreign_established, foreign_other } =
+            self;
+        let mut text = String::new();
+        if *mode == Mode::HandingOver.as_str() {
+            let _ = writeln!(
+                text,
+                "handing over: left are {established} established connections, {other} other flows \
+                 and {udp_sockets} UDP sockets"
+            );
+        } else if *mode == Mode::TakingOver.as_str() {
+            text.push_str("taking over: the stack's connections are not known yet\n");
+        }
+        if foreign_established + foreign_other > 0 {
+            let _ = writeln!(
+                text,
+                "the stack translates {foreign_established} established connections and \
+                 {foreign_other} other flows"
+            );
+        }
+        text
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct DeviceLine {
     name: String,
@@ -152,6 +208,8 @@ pub fn status(args: &StatusArgs) -> anyhow::Result<()> {
     let maps = list::open_maps(args)?;
     let Sizes { frontends, backends, addresses: _ } = maps.sizes()?;
     let devices = attach::read_status(&pins, &Monitor::snapshot()?)?;
+    let counts = maps.flow_counts(sys::coarse_ns())?;
+    let udp_sockets = sockets::count(&SocketMaps::open(&pins, Access::ReadOnly)?.udp()?);
     let status = Status {
         version: env!("CARGO_PKG_VERSION"),
         abi: ABI_VERSION,
@@ -162,7 +220,8 @@ pub fn status(args: &StatusArgs) -> anyhow::Result<()> {
         replaced: pins.replaced()?.iter().map(|path| path.display().to_string()).collect(),
         frontends,
         backends,
-        flows: maps.live_flows(sys::coarse_ns())?,
+        flows: counts.own(),
+        take_over: TakeOverLine::new(maps.mode()?, counts, udp_sockets),
         counters: maps.counters()?.into_iter().map(|(key, sum)| (key.as_str(), sum)).collect(),
         drops: maps.drops()?.into_iter().map(|(key, sum)| (key.as_str(), sum)).collect(),
     };
@@ -184,6 +243,7 @@ fn text(status: &Status) -> String {
         frontends,
         backends,
         flows,
+        take_over,
         counters,
         drops,
     } = status;
@@ -212,6 +272,7 @@ fn text(status: &Status) -> String {
     for maps in replaced {
         let _ = writeln!(text, "an upgrade is not finished: programs may still use {maps}");
     }
+    text.push_str(&take_over.text());
     for (part, nothing) in [
         (device_table, "no programs are attached"),
         (count_table, "no packet was served yet"),

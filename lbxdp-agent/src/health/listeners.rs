@@ -26,6 +26,9 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 /// Connections of one listener at a time: load balancers need a few, and what anybody may reach
 /// must not take all descriptors.
 const MOST_CONNECTIONS: usize = 256;
+/// A port that is in use is tried again after this long at the most: when kube-proxy goes, which has
+/// the same ports, load balancers ask again within seconds.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// The wait after a connection could not be accepted, for want of descriptors above all.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -76,7 +79,7 @@ impl Listeners {
             }
         }
         self.failures = if failed { self.failures.saturating_add(1) } else { 0 };
-        (problems, failed.then(|| backoff(self.failures)))
+        (problems, failed.then(|| backoff(self.failures).min(LONGEST_WAIT)))
     }
 }
 

@@ -1,15 +1,17 @@
 //! What the maps hold and what the programs have counted.
 
-use lbxdp_common::Counter;
+use lbxdp_common::{Counter, Mode};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::{Ratios, counters, gauges, label, signed};
 use crate::apply::MapError;
-use crate::apply::pinned::{PinnedMaps, Sizes};
+use crate::apply::pinned::{FlowCounts, PinnedMaps, Sizes};
 use crate::apply::pressure;
+use crate::apply::sockets::SocketMaps;
 use crate::pins::Pins;
 use crate::progress::{Progress, Room};
+use crate::sockets;
 use crate::sys::{self, Access};
 
 /// From the pinned maps, and what only the agent knows of them.
@@ -55,9 +57,45 @@ pub(super) fn register(
         registry.register(name, help, gauge);
     }
 
+    register_flows(registry, pins, &maps)?;
+
     let mut rooms = progress.rooms();
     rooms.extend(pressure::sampled(pins, sys::coarse_ns())?);
     register_rooms(registry, &rooms);
+    Ok(())
+}
+
+/// Whether new connections are served, and while they are left to the stack, what somebody waits for who
+/// hands this node over. That takes a walk over all flows, which nobody wants at each scrape for nothing.
+fn register_flows(registry: &mut Registry, pins: &Pins, maps: &PinnedMaps) -> Result<(), MapError> {
+    let modes = gauges(registry, "mode", "Whether new connections are served");
+    let mode = maps.mode()?;
+    for known in [Mode::Serving, Mode::TakingOver, Mode::HandingOver] {
+        modes.get_or_create(&label("mode", known.as_str())).set(i64::from(known == mode));
+    }
+    if mode == Mode::Serving {
+        return Ok(());
+    }
+    let help = "Flows that are not over, by who translates them: the programs, or the stack for \
+                others. Not while new connections are served";
+    let flows = gauges(registry, "flows", help);
+    let FlowCounts { established, other, foreign_established, foreign_other } =
+        maps.flow_counts(sys::coarse_ns())?;
+    for (by, state, count) in [
+        ("lbxdp", "established", established),
+        ("lbxdp", "other", other),
+        ("stack", "established", foreign_established),
+        ("stack", "other", foreign_other),
+    ] {
+        let labels = vec![("translated_by", by.to_owned()), ("state", state.to_owned())];
+        flows.get_or_create(&labels).set(signed(count));
+    }
+    let gauge = Gauge::<i64>::default();
+    let entries = SocketMaps::open(pins, Access::ReadOnly)?.udp()?;
+    gauge.set(signed(sockets::count(&entries)));
+    let help = "UDP sockets that get their answers through the programs. Not while new connections \
+                are served";
+    registry.register("udp_sockets", help, gauge);
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 
 /// Set on a message of a dump during which the table changed.
@@ -43,6 +43,11 @@ impl Requests {
         Self::open(NETLINK_GENERIC)
     }
 
+    /// The same for conntrack. `EPROTONOSUPPORT` where the kernel has no netfilter.
+    pub fn netfilter() -> io::Result<Self> {
+        Self::open(NETLINK_NETFILTER)
+    }
+
     fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
@@ -68,6 +73,14 @@ impl Requests {
         unreachable!("the loop returns")
     }
 
+    /// Everything in a table that changes all the time and may be large, message by message.
+    pub fn dump_each<M>(&mut self, message: M, each: impl FnMut(M)) -> io::Result<()>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        self.exchange_each(message, NLM_F_REQUEST | NLM_F_DUMP, each).map(drop)
+    }
+
     /// A question with one answer, or a command with none.
     pub fn ask<M>(&mut self, message: M, flags: u16) -> io::Result<Vec<M>>
     where
@@ -77,6 +90,21 @@ impl Requests {
     }
 
     fn exchange<M>(&mut self, message: M, flags: u16) -> io::Result<(Vec<M>, bool)>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        let mut answers = Vec::new();
+        let interrupted = self.exchange_each(message, flags, |answer| answers.push(answer))?;
+        Ok((answers, interrupted))
+    }
+
+    /// Asks, and hands on each answer; whether the table changed meanwhile.
+    fn exchange_each<M>(
+        &mut self,
+        message: M,
+        flags: u16,
+        mut each: impl FnMut(M),
+    ) -> io::Result<bool>
     where
         M: NetlinkSerializable + NetlinkDeserializable,
     {
@@ -90,7 +118,7 @@ impl Requests {
         request.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
 
-        let (mut answers, mut interrupted) = (Vec::new(), false);
+        let mut interrupted = false;
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
             for (header, message) in messages::<M>(&datagram) {
@@ -99,14 +127,14 @@ impl Requests {
                 }
                 interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                 match message {
-                    Some(NetlinkPayload::InnerMessage(answer)) => answers.push(answer),
+                    Some(NetlinkPayload::InnerMessage(answer)) => each(answer),
                     Some(NetlinkPayload::Done(done)) if done.code < 0 => {
                         return Err(io::Error::from_raw_os_error(-done.code));
                     }
-                    Some(NetlinkPayload::Done(_)) => return Ok((answers, interrupted)),
+                    Some(NetlinkPayload::Done(_)) => return Ok(interrupted),
                     Some(NetlinkPayload::Error(error)) => match error.code {
                         Some(code) => return Err(io::Error::from_raw_os_error(-code.get())),
-                        None => return Ok((answers, interrupted)),
+                        None => return Ok(interrupted),
                     },
                     // Something newer than the parser: as if it were not there.
                     _ => {}

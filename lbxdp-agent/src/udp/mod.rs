@@ -48,7 +48,8 @@ impl Serving {
     fn allows(&self, flow: &FlowEntry) -> bool {
         let (frontend, backend) = flow.ends();
         match self.0.get(&frontend) {
-            None => false,
+            // What the stack masquerades may have nothing to do with a frontend.
+            None => flow.is_foreign(),
             Some(None) => true,
             Some(Some(serving)) => serving.contains(&backend),
         }

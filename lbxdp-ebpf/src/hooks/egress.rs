@@ -6,7 +6,11 @@ use super::{Outcome, tc, up};
 use crate::{
     family::{Family, V4, V6},
     icmp, ingress,
-    lookup::{address, device, flow, fragment},
+    lookup::{
+        address, device,
+        flow::{self, Found},
+        fragment,
+    },
     packet::{Packet as _, read, skb::SkbPacket},
     parse::ethernet,
     work::Work,
@@ -64,7 +68,7 @@ fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
 pub fn has_flow<F: Family>(packet: &SkbPacket, work: &mut Work<F::Addr>, hook: Hook) -> bool {
     let is_found = F::parse(packet, &mut work.segment).is_ok()
         && fragment::complete::<F>(work)
-        && flow::follow::<F>(work, hook, ingress::now());
+        && flow::follow::<F>(work, hook, ingress::now()) == Found::Flow;
     if is_found {
         fragment::remember::<F>(work);
     }

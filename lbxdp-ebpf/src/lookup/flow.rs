@@ -30,6 +30,17 @@ const PORT_TRIES: u32 = 32;
 /// Errno of an entry that exists.
 const EEXIST: i32 = 17;
 
+/// What the table has for a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing that is alive and valid at the hook.
+    Nothing,
+    /// A flow: the packet becomes what [`Work::flow`] says.
+    Flow,
+    /// A flow that the stack translates: the packet is left to it.
+    Foreign,
+}
+
 /// Why no flow was created.
 #[derive(Clone, Copy)]
 pub enum NotCreated {
@@ -42,16 +53,17 @@ pub enum NotCreated {
 /// Finds what the flow of a packet makes of it, if it has one that is alive and valid at `hook`.
 /// An error about a flow finds what packets become that travel as it does.
 #[inline(always)]
-pub fn follow<F: Family>(work: &mut Work<F::Addr>, hook: Hook, now: u64) -> bool {
+pub fn follow<F: Family>(work: &mut Work<F::Addr>, hook: Hook, now: u64) -> Found {
     let Work { segment, flow, reply, reply_key, .. } = work;
     let key = &segment.key;
     let map = F::flow_map();
-    let Some(entry) = map.get_ptr_mut(key) else { return false };
+    let Some(entry) = map.get_ptr_mut(key) else { return Found::Nothing };
     // SAFETY: the pointer is to an element of a preallocated map. Its content may change hands
     // meanwhile, which the sibling then shows.
     *flow = unsafe { *entry };
-    if flow.hook != hook as u8 {
-        return false;
+    let is_foreign = flow.has(Flow::<F::Addr>::FOREIGN);
+    if flow.hook != hook as u8 && !is_foreign {
+        return Found::Nothing;
     }
     *reply_key = flow.sibling_key(key);
     let sibling = map.get_ptr_mut(&*reply_key);
@@ -59,22 +71,28 @@ pub fn follow<F: Family>(work: &mut Work<F::Addr>, hook: Hook, now: u64) -> bool
     let is_mine = sibling.map(|sibling| unsafe { (*sibling).undoes(key) });
 
     // The client begins again, where the old connection is over or nothing new may begin: its packet
-    // chooses anew. A live flow is kept, because anybody can send a SYN in a client's name.
-    let is_restart = segment.tcp_flags & (SYN | ACK) == SYN
-        && (flow.state == FlowState::Closing as u8
-            || !flow.has(Flow::<F::Addr>::REPLY) && !backend::takes_new_flows::<F>(flow));
+    // chooses anew. A live flow is kept, because anybody can send a SYN in a client's name. The stack
+    // would begin again too where it translates: all but a SYN that is sent again is a new connection.
+    let is_restart = begins(segment.tcp_flags)
+        && if is_foreign {
+            flow.state != FlowState::Syn as u8
+        } else {
+            flow.state == FlowState::Closing as u8
+                || !flow.has(Flow::<F::Addr>::REPLY) && !backend::takes_new_flows::<F>(flow)
+        };
     if flow.expired(now) || is_restart {
         remove::<F>(key);
-        if is_mine == Some(true) {
+        // The reply of a foreign flow stays: to the stack, its source port is in use as yet.
+        if is_mine == Some(true) && !is_foreign {
             remove::<F>(reply_key);
         }
         count::event(Counter::FlowExpired);
-        return false;
+        return Found::Nothing;
     }
-    if is_mine == Some(false) {
+    if is_mine == Some(false) && !is_foreign {
         remove::<F>(key);
         count::event(Counter::FlowBroken);
-        return false;
+        return Found::Nothing;
     }
 
     // An error about a flow is no sign of its life: anybody on the way may send one.
@@ -86,22 +104,33 @@ pub fn follow<F: Family>(work: &mut Work<F::Addr>, hook: Hook, now: u64) -> bool
             flow.flags = flags;
             flow.last_seen = now;
             touch(entry, flow);
-            if let Some(sibling) = sibling {
+            // A foreign flow may have lost its other half to another flow.
+            if let (Some(sibling), Some(true)) = (sibling, is_mine) {
                 touch(sibling, flow);
             }
         }
+    }
+    if is_foreign {
+        count::event(Counter::ForeignHit);
+        return Found::Foreign;
     }
     if sibling.is_none() {
         invert::<F>(key, flow, reply);
         if map.insert(&*reply_key, &*reply, BPF_NOEXIST.into()).is_err() {
             remove::<F>(key);
             count::event(Counter::FlowBroken);
-            return false;
+            return Found::Nothing;
         }
         count::event(Counter::FlowRestored);
     }
     count::event(Counter::FlowHit);
-    true
+    Found::Flow
+}
+
+/// Whether these flags are those of the first packet of a connection.
+#[inline(always)]
+pub fn begins(tcp_flags: u8) -> bool {
+    tcp_flags & (SYN | ACK) == SYN
 }
 
 /// Writes what both entries of a flow share.
@@ -194,7 +223,7 @@ pub fn create<F: Family>(
     flow.backend = *id;
     flow.state = if key.protocol == IPPROTO_UDP {
         FlowState::Datagram
-    } else if segment.tcp_flags & (SYN | ACK) == SYN {
+    } else if begins(segment.tcp_flags) {
         FlowState::Syn
     } else {
         // The middle of a connection whose state was lost.
@@ -276,7 +305,10 @@ fn claim<F: Family>(
     let Some(other) = map.get_ptr_mut(reply_key) else { return Ok(false) };
     // SAFETY: as in `follow`; a decision on an entry that changes hands meanwhile is found out by
     // the sibling check of the flow that loses it.
-    let (is_mine, is_over) = unsafe { ((*other).undoes(key), (*other).expired(now)) };
+    let (is_mine, is_over) = unsafe {
+        let is_foreign = (*other).has(Flow::<F::Addr>::FOREIGN);
+        ((*other).undoes(key) && !is_foreign, (*other).expired(now))
+    };
     if is_mine {
         // Only the request's half was evicted.
         map.insert(reply_key, reply, BPF_ANY.into()).map_err(|_| NotCreated::TableFull)?;

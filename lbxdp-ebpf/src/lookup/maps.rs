@@ -123,6 +123,10 @@ pub static drops: PerCpuArray<u64, { drop_reason::SLOTS }> = PerCpuArray::new();
 #[btf_map]
 pub static counters: PerCpuArray<u64, { counter::SLOTS }> = PerCpuArray::new();
 
+/// The [`lbxdp_common::Mode`] that the programs are in, as its number.
+#[btf_map]
+pub static mode: Array<u32, 1> = Array::new();
+
 /// Interface index → device.
 #[btf_map]
 pub static devices: HashMap<u32, Device, MAX_DEVICES> = HashMap::new();

@@ -13,5 +13,6 @@ pub mod device;
 pub mod flow;
 pub mod fragment;
 pub mod maps;
+pub mod mode;
 pub mod range;
 pub mod socket;

@@ -185,7 +185,9 @@ fn documented() -> Described {
 fn shown() -> Described {
     let cluster = Cluster::new(&Spec::default());
     let manifests = Scratch::new("manifests");
-    let stand_alone = Agent::start(&cluster.nodes[0], manifests.path(), AgentOptions::default());
+    // Some things are only shown by an agent that hands over.
+    let handing_over = AgentOptions { hand_over: true, ..AgentOptions::default() };
+    let stand_alone = Agent::start(&cluster.nodes[0], manifests.path(), handing_over);
     let page = |agent: &Agent| {
         // Before there are maps there is nothing to show.
         agent.get("/metrics").filter(|(status, _)| *status == 200).map(|(_, text)| text)

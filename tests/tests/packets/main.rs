@@ -14,6 +14,7 @@ mod pods;
 mod restarts;
 mod rig;
 mod sctp;
+mod take_over;
 
 use std::net::SocketAddr;
 

@@ -17,11 +17,11 @@ use aya::{
     },
     programs::{ProgramError, SchedClassifier, TestRunOptions, Xdp, XdpMode},
 };
-use lbxdp_agent::{attach::patiently, index::range, service_cidrs::ServiceCidrs};
+use lbxdp_agent::{apply::FlowEntry, attach::patiently, index::range, service_cidrs::ServiceCidrs};
 use lbxdp_common::{
     AddressFlags, Affinity, AffinityKey, Backend, Counter, Descriptor, Device, DropReason, Flow,
-    FlowKey, FrontendKey, FrontendStats, MemberKey, RangeKey, TABLE_BLOCK, TableBlock, TablePolicy,
-    TableRef,
+    FlowKey, FrontendKey, FrontendStats, MemberKey, Mode, RangeKey, TABLE_BLOCK, TableBlock,
+    TablePolicy, TableRef,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -417,6 +417,25 @@ impl Rig {
         self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4")
             .insert(key, flow, 0)
             .expect("room");
+    }
+
+    /// Enters half a flow that has none yet.
+    pub fn enter(&mut self, entry: &FlowEntry) {
+        const NO_EXIST: u64 = 1;
+        match entry {
+            FlowEntry::V4(key, flow) => {
+                self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4").insert(key, flow, NO_EXIST)
+            }
+            FlowEntry::V6(key, flow) => self
+                .hash::<FlowKey<[u8; 16]>, Flow<[u8; 16]>>("flows_v6")
+                .insert(key, flow, NO_EXIST),
+        }
+        .expect("room");
+    }
+
+    /// Puts the programs into a mode.
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.array("mode").set(0, mode as u32, 0).expect("in range");
     }
 
     /// Evicts flow entries for which `which` holds, given whether the entry is a reply's.

@@ -78,4 +78,7 @@ LBXDP_ALLOW_EXTERNAL_IPS: {{ join "," . | quote }}
 {{- if .Values.sourceRangesAllFrontends }}
 LBXDP_SOURCE_RANGES_ALL_FRONTENDS: "true"
 {{- end }}
+{{- if .Values.handOver }}
+LBXDP_HAND_OVER: "true"
+{{- end }}
 {{- end }}
