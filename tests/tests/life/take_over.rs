@@ -305,7 +305,8 @@ fn a_node_is_taken_over_and_handed_back_without_a_connection_lost_or_refused() {
     assert!(scene.left()["established"].as_u64() >= Some(ALL));
 
     // The rules go, and the connections that they made stay.
-    scene.rules().remove(true);
+    scene.rules().keep_translating();
+    scene.rules().remove();
     ping(&mut old);
     ping(&mut young);
     old_pod.ping();
@@ -413,11 +414,28 @@ fn an_agent_that_dies_while_taking_over_leaves_it_to_the_next_one() {
     assert_eq!(old.ping_all(), 0, "{:?}", old.report());
     assert_eq!(young.ping_all(), 0, "{:?}", young.report());
 
-    // The next one finds nothing to do, and what has ended is forgotten.
+    // The next one needs no rules, and finds nothing to do.
     drop(old);
-    scene.node().exec("nft delete table ip kube-proxy");
+    scene.rules().remove();
     scene.agent_mut().restart();
+    assert_eq!(scene.left()["mode"], "serving");
     assert_eq!(young.ping_all(), 0, "{:?}", young.report());
+}
+
+#[test]
+fn what_is_established_outlives_its_rules_while_somebody_else_wants_conntrack_and_nat() {
+    let scene = Scene::new(&pods(0, 1));
+    let rules = scene.rules();
+    rules.load();
+    let mut held = scene.hold_vip(1);
+    rules.keep_translating();
+    rules.remove();
+    assert_eq!(held.ping_all(), 0, "{:?}", held.report());
+    // A chain is not enough.
+    rules.load();
+    scene.node().exec("nft flush chain inet keep-nat none");
+    rules.remove();
+    assert_eq!(held.ping_all(), 1);
 }
 
 impl Scene {
