@@ -52,19 +52,19 @@ enum Stage {
     Read,
     /// They are to be read again.
     Again(Instant),
-    /// They are known; the foreign flows are to be looked at.
-    Known(Instant),
-    /// The stack gets what is new; the foreign flows are to be looked at, and the stack is to be told of
-    /// others.
-    HandingOver { look: Instant, reserve: Instant },
+    /// They are known; the foreign flows are to be looked at, unless there are none. No more will come.
+    Known(Option<Instant>),
+    /// The stack gets what is new; the foreign flows are to be looked at, as before, and the stack is to
+    /// be told of others.
+    HandingOver { look: Option<Instant>, reserve: Instant },
 }
 
 /// The stage that an agent begins with: `mode` is what the maps say, `is_attached` whether programs
 /// of an earlier agent run, `is_new` whether the maps have been made anew for the next ones.
 fn first(mode: Mode, is_attached: bool, is_new: bool, hand_over: bool, now: Instant) -> Stage {
     match mode {
-        _ if hand_over => Stage::HandingOver { look: now, reserve: now + RESERVE_EVERY },
-        Mode::Serving if is_attached && !is_new => Stage::Known(now),
+        _ if hand_over => Stage::HandingOver { look: Some(now), reserve: now + RESERVE_EVERY },
+        Mode::Serving if is_attached && !is_new => Stage::Known(Some(now)),
         // What of ours is under way has no flows any more: what the stack gets of it is lost.
         Mode::Serving if is_attached => Stage::Unread(Mode::Serving),
         Mode::Serving | Mode::TakingOver | Mode::HandingOver => Stage::Unread(Mode::TakingOver),
@@ -124,20 +124,24 @@ impl TakeOver {
     pub fn due(&self) -> Option<Instant> {
         match self.stage {
             Stage::Unread(_) | Stage::Read => None,
-            Stage::Again(due) | Stage::Known(due) => Some(due),
-            Stage::HandingOver { look, reserve } => Some(look.min(reserve)),
+            Stage::Again(due) => Some(due),
+            Stage::Known(look) => look,
+            Stage::HandingOver { look, reserve } => {
+                Some(look.map_or(reserve, |look| look.min(reserve)))
+            }
         }
     }
 
     /// Does what is due. Whether [`Self::is_done`] has changed.
     pub fn go_on(&mut self, maps: &mut PinnedMaps, frontends: &Frontends) -> bool {
         let now = Instant::now();
+        let is_past = |due: Option<Instant>| due.is_some_and(|due| due <= now);
         match self.stage {
             Stage::Again(due) if due <= now => {
                 self.enter(maps, frontends);
                 match maps.set_mode(Mode::Serving) {
                     Ok(()) => {
-                        self.stage = Stage::Known(now + LOOK_EVERY);
+                        self.stage = Stage::Known(Some(now + LOOK_EVERY));
                         return true;
                     }
                     Err(error) => {
@@ -146,13 +150,13 @@ impl TakeOver {
                     }
                 }
             }
-            Stage::Known(due) if due <= now => {
-                self.forget(maps);
-                self.stage = Stage::Known(look_after(now));
+            Stage::Known(look) if is_past(look) => {
+                let look = self.forget(maps).then(|| look_after(now));
+                self.stage = Stage::Known(look);
             }
-            Stage::HandingOver { look, reserve } if look <= now => {
-                self.forget(maps);
-                self.stage = Stage::HandingOver { look: look_after(now), reserve };
+            Stage::HandingOver { look, reserve } if is_past(look) => {
+                let look = self.forget(maps).then(|| look_after(now));
+                self.stage = Stage::HandingOver { look, reserve };
             }
             Stage::HandingOver { look, reserve } if reserve <= now => {
                 self.reserve(maps);
@@ -184,32 +188,34 @@ impl TakeOver {
         }
     }
 
-    /// Removes the foreign flows that the stack does not know any more.
-    fn forget(&mut self, maps: &mut PinnedMaps) {
+    /// Removes the foreign flows that the stack does not know any more. Whether there were any.
+    fn forget(&mut self, maps: &mut PinnedMaps) -> bool {
         let flows = match maps.foreign_flows() {
             Ok(flows) => flows,
             Err(error) => {
                 tracing::warn!(%error, "reading flows");
-                return;
+                return true;
             }
         };
-        let mut ended = Vec::new();
-        if !flows.is_empty() {
-            self.ask("comparing foreign flows with it", |conntrack| {
-                for flow in flows {
-                    let (from, to) = flow.arrives();
-                    if !conntrack.has(flow.protocol(), &Direction { from, to })? {
-                        ended.push(flow);
-                    }
-                }
-                Ok(())
-            });
+        if flows.is_empty() {
+            return false;
         }
+        let mut ended = Vec::new();
+        self.ask("comparing foreign flows with it", |conntrack| {
+            for flow in flows {
+                let (from, to) = flow.arrives();
+                if !conntrack.has(flow.protocol(), &Direction { from, to })? {
+                    ended.push(flow);
+                }
+            }
+            Ok(())
+        });
         for flow in &ended {
             if let Err(error) = maps.remove_foreign(flow) {
                 tracing::warn!(%error, "forgetting a flow of the stack");
             }
         }
+        true
     }
 
     /// Tells the stack of flows that pass it by.
@@ -262,14 +268,14 @@ mod tests {
     fn an_agent_reads_at_its_first_start_and_after_one_that_did_not_come_to_an_end() {
         let now = Instant::now();
         let taking = Stage::Unread(Mode::TakingOver);
-        let handing = Stage::HandingOver { look: now, reserve: now + RESERVE_EVERY };
+        let handing = Stage::HandingOver { look: Some(now), reserve: now + RESERVE_EVERY };
         for (mode, is_attached, is_new, hand_over, stage) in [
             (Mode::Serving, false, true, false, taking),
             (Mode::Serving, false, false, false, taking),
             (Mode::TakingOver, false, false, false, taking),
             (Mode::TakingOver, true, false, false, taking),
             // It has served for a while.
-            (Mode::Serving, true, false, false, Stage::Known(now)),
+            (Mode::Serving, true, false, false, Stage::Known(Some(now))),
             (Mode::Serving, true, true, false, Stage::Unread(Mode::Serving)),
             // The other one had the new connections meanwhile.
             (Mode::HandingOver, true, false, false, taking),

@@ -39,6 +39,7 @@ fn expected() -> Vec<(&'static str, usize, usize, usize)> {
         ("frontends_v4", size_of::<FrontendKey<V4>>(), size_of::<u32>(), MAX_FRONTENDS),
         ("frontends_v6", size_of::<FrontendKey<V6>>(), size_of::<u32>(), MAX_FRONTENDS),
         ("members", size_of::<MemberKey>(), size_of::<u32>(), MAX_MEMBERS),
+        ("mode", INDEX, size_of::<u32>(), 1),
         ("names_v4", INDEX, size_of::<FrontendInfo>(), MAX_FRONTENDS),
         ("names_v6", INDEX, size_of::<FrontendInfo>(), MAX_FRONTENDS),
         ("ranges_v4", PREFIX_LEN + size_of::<RangeKey<V4>>(), size_of::<u32>(), MAX_RANGES),

@@ -78,6 +78,7 @@ impl Memory {
         memory.family::<[u8; 16]>();
         memory.array(size_of::<TableBlock>(), TABLE_BLOCKS);
         memory.hash(size_of::<u32>(), size_of::<Device>(), MAX_DEVICES);
+        memory.array(size_of::<u32>(), 1);
         memory.hash(size_of::<AffinityKey>(), size_of::<Affinity>(), MAX_AFFINITIES);
         memory.hash(size_of::<MemberKey>(), size_of::<u32>(), MAX_MEMBERS);
         memory.per_cpu_array(size_of::<u64>(), counter::SLOTS);

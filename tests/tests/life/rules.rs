@@ -101,14 +101,18 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// Takes them away. Nothing else there translates; without `keep`, established connections
-    /// would stop being translated with the last chain that does.
+    /// Keeps the kernel translating what is established without these rules: it takes a chain of NAT
+    /// and a rule that has to do with conntrack.
     #[track_caller]
-    pub fn remove(&self, keep: bool) {
-        if keep {
-            self.node
-                .nft("table inet keep-nat { chain none { type nat hook input priority 100; }; }");
-        }
+    pub fn keep_translating(&self) {
+        self.node.nft(
+            "table inet keep-nat { chain none { type nat hook input priority 100; ct state invalid; }; }",
+        );
+    }
+
+    /// Takes them away. Nothing else in the node has to do with conntrack.
+    #[track_caller]
+    pub fn remove(&self) {
         for table in TABLES {
             self.node.nft(&format!("delete table {table}"));
         }

@@ -13,6 +13,7 @@ use lbxdp_tests::agent::ServedCgroup;
 use lbxdp_tests::cgroup::Cgroup;
 use lbxdp_tests::manifests::{Endpoint, Manifests, Port, Service};
 use lbxdp_tests::process::{Process, wait_until};
+use lbxdp_tests::traffic::Answer;
 use lbxdp_tests::traffic::churn::Churn;
 use lbxdp_tests::traffic::hold::Held;
 use lbxdp_tests::traffic::puppet::{Kind, Puppet};
@@ -227,6 +228,9 @@ fn ping(held: &mut [Held]) {
     }
 }
 
+/// A pod's UDP socket that is not connected.
+const UDP_ID: u32 = 9;
+
 /// Two connected sockets of a pod, one of each family, and what they say and see.
 struct PodClient {
     puppet: Puppet,
@@ -254,6 +258,16 @@ impl PodClient {
             assert_eq!(self.puppet.recv(id).expect("an echo"), "hello");
             assert_eq!(self.puppet.peer(id), target);
         }
+    }
+
+    /// Asks the ClusterIP by [`UDP_ID`]; who answers.
+    #[track_caller]
+    fn ask_udp(&mut self, scene: &Scene) -> String {
+        let target = By::ClusterIp.of(&scene.cluster, false, Probe::Udp);
+        self.puppet.send_to(UDP_ID, target, "who").expect("sent");
+        let (from, answer) = self.puppet.recv_from(UDP_ID).expect("an answer");
+        assert_eq!(from, target);
+        Answer::parse(&answer).expect("an answer line").name
     }
 }
 
@@ -297,6 +311,8 @@ fn a_node_is_taken_over_and_handed_back_without_a_connection_lost_or_refused() {
     let mut young_pod = PodClient::connect(&scene);
     ping(&mut young);
     young_pod.ping();
+    young_pod.puppet.open(UDP_ID, Kind::Udp, false);
+    let udp_backend = young_pod.ask_udp(&scene);
     let (connects, failed, _) = pod_churn.connect_for(cluster_ip, MOMENT);
     assert_eq!(failed, 0);
     assert!(scene.counter("flow_new") >= new + ALL);
@@ -305,7 +321,8 @@ fn a_node_is_taken_over_and_handed_back_without_a_connection_lost_or_refused() {
     assert!(scene.left()["established"].as_u64() >= Some(ALL));
 
     // The rules go, and the connections that they made stay.
-    scene.rules().remove(true);
+    scene.rules().keep_translating();
+    scene.rules().remove();
     ping(&mut old);
     ping(&mut young);
     old_pod.ping();
@@ -329,6 +346,9 @@ fn a_node_is_taken_over_and_handed_back_without_a_connection_lost_or_refused() {
     old_pod.ping();
     young_pod.ping();
     old_udp.ask();
+    assert_eq!(young_pod.ask_udp(&scene), udp_backend, "a UDP socket keeps its backend");
+    assert_eq!(scene.left()["udp_sockets"], 1);
+    young_pod.puppet.close(UDP_ID);
     let mut last = scene.hold();
     ping(&mut last);
     let (connects, failed, _) = pod_churn.connect_for(cluster_ip, MOMENT);
@@ -340,7 +360,10 @@ fn a_node_is_taken_over_and_handed_back_without_a_connection_lost_or_refused() {
 
     // When ours have ended, so may we.
     drop(young);
-    wait_until("no connection is left", TIMEOUT, || scene.left()["established"] == 0);
+    wait_until("nothing is left", TIMEOUT, || {
+        let left = scene.left();
+        left["established"] == 0 && left["udp_sockets"] == 0
+    });
     assert_eq!(scene.drops(), 0);
     scene.agent_mut().stop();
     scene.agent().cli(&["cleanup"]);
@@ -413,11 +436,28 @@ fn an_agent_that_dies_while_taking_over_leaves_it_to_the_next_one() {
     assert_eq!(old.ping_all(), 0, "{:?}", old.report());
     assert_eq!(young.ping_all(), 0, "{:?}", young.report());
 
-    // The next one finds nothing to do, and what has ended is forgotten.
+    // The next one needs no rules, and finds nothing to do.
     drop(old);
-    scene.node().exec("nft delete table ip kube-proxy");
+    scene.rules().remove();
     scene.agent_mut().restart();
+    assert_eq!(scene.left()["mode"], "serving");
     assert_eq!(young.ping_all(), 0, "{:?}", young.report());
+}
+
+#[test]
+fn what_is_established_outlives_its_rules_while_somebody_else_wants_conntrack_and_nat() {
+    let scene = Scene::new(&pods(0, 1));
+    let rules = scene.rules();
+    rules.load();
+    let mut held = scene.hold_vip(1);
+    rules.keep_translating();
+    rules.remove();
+    assert_eq!(held.ping_all(), 0, "{:?}", held.report());
+    // A chain is not enough.
+    rules.load();
+    scene.node().exec("nft flush chain inet keep-nat none");
+    rules.remove();
+    assert_eq!(held.ping_all(), 1);
 }
 
 impl Scene {
