@@ -1,7 +1,5 @@
 //! Whom a frontend serves: `loadBalancerSourceRanges`.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lbxdp_common::{Descriptor, Octets as _, RangeKey};
 
@@ -19,16 +17,7 @@ pub fn admits<F: Family>(descriptor: &Descriptor, client: &F::Addr) -> bool {
         return true;
     }
     let bits = RangeKey::<F::Addr>::SERVICE_BITS + F::Addr::LEN as u32 * 8;
-    let mut key = MaybeUninit::<Aligned<RangeKey<F::Addr>>>::uninit();
-    let aligned = key.as_mut_ptr();
-    // SAFETY: the pointers are to fields of `key`, which has no others and no padding in front of
-    // the last one's end. Volatile, because the compiler otherwise writes the Service and what is
-    // beside it as one word of 8 bytes, at an offset that is no multiple of 8.
-    let key = unsafe {
-        (&raw mut (*aligned).0.prefix_len).write_volatile(bits);
-        (&raw mut (*aligned).0.data.service).write_volatile(descriptor.service);
-        (&raw mut (*aligned).0.data.addr).write_unaligned(*client);
-        key.assume_init_ref()
-    };
+    let key = RangeKey { service: descriptor.service, addr: *client };
+    let key = Aligned(Key::new(bits, key));
     F::range_map().get(&key.0).is_some()
 }

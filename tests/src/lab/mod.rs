@@ -66,7 +66,7 @@ impl Lab {
     /// removed first.
     #[track_caller]
     pub fn up(place: &Place) -> Self {
-        Place::read(&place.dir).unwrap_or_else(|| place.clone()).remove();
+        place.clear();
         let (programs, archives) = (programs(), agent_image());
         assert!(archives.is_file(), "{}: make it by cargo xtask image", archives.display());
         let mut place = place.clone();

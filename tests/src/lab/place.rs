@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Proxy;
 use crate::image::sha256;
 use crate::process::command;
+use crate::sweep::NETNS_DIR;
 
 /// File in a lab's directory that says what it is.
 const FILE: &str = "lab.json";
@@ -48,7 +49,21 @@ impl Place {
     /// The lab that is in this directory, or half of one.
     pub fn read(dir: &Path) -> Option<Self> {
         let text = fs::read_to_string(dir.join(FILE)).ok()?;
-        serde_json::from_str(&text).ok()
+        let place: Self = serde_json::from_str(&text).ok()?;
+        // Never another directory than the one that was named: it is going to be removed.
+        Some(Self { dir: dir.to_owned(), ..place })
+    }
+
+    /// Removes what is left of an earlier lab in this directory or of this name. Panics if the
+    /// directory is somebody else's.
+    #[track_caller]
+    pub fn clear(&self) {
+        if let Some(earlier) = Self::read(&self.dir) {
+            earlier.remove();
+        }
+        let mut entries = fs::read_dir(&self.dir).into_iter().flatten();
+        assert!(entries.next().is_none(), "{}: has files that are no lab's", self.dir.display());
+        self.remove();
     }
 
     /// Writes it down.
@@ -89,19 +104,13 @@ impl Place {
         format!("{}-{host}", self.name)
     }
 
-    /// The names of all hosts and of the switch between them.
-    pub fn hosts(&self) -> impl Iterator<Item = String> {
-        let others = ["switch", "client", "control-plane"].map(str::to_owned);
-        others.into_iter().chain((0..self.nodes).map(node_name))
-    }
-
     /// Ends and removes everything, also when only a part of it is there.
     pub fn remove(&self) {
         super::cgroups::remove(&self.name);
-        for host in self.hosts() {
-            let name = self.netns(&host);
-            if Path::new(crate::sweep::NETNS_DIR).join(&name).exists() {
-                let _ = command("ip").args(["netns", "del", &name]).output();
+        let ours = self.netns("");
+        for entry in fs::read_dir(NETNS_DIR).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(&ours)) {
+                let _ = command("ip").args(["netns", "del"]).arg(entry.file_name()).output();
             }
         }
         unmount_below(&self.dir);
@@ -128,6 +137,7 @@ fn unmount_below(dir: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Scratch;
 
     #[test]
     fn labs_in_two_directories_have_two_names() {
@@ -135,6 +145,19 @@ mod tests {
         let other = Place::new(Path::new("/b/target/lab"), 3, Proxy::Lbxdp);
         assert_ne!(one.name, other.name);
         assert_eq!(one, Place::new(Path::new("/a/target/lab"), 3, Proxy::Lbxdp));
+    }
+
+    #[test]
+    fn only_a_lab_is_cleared() {
+        let scratch = Scratch::new("place");
+        let place = Place::named(scratch.path(), "lbxdp-test-none", 1, Proxy::None);
+        place.write();
+        place.clear();
+        assert!(!scratch.path().exists());
+        fs::create_dir(scratch.path()).unwrap();
+        fs::write(scratch.join("letter"), "").unwrap();
+        let cleared = std::panic::catch_unwind(|| place.clear());
+        assert!(cleared.is_err() && scratch.join("letter").exists());
     }
 
     #[test]
