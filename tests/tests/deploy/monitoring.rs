@@ -186,7 +186,8 @@ fn shown() -> Described {
     let cluster = Cluster::new(&Spec::default());
     let manifests = Scratch::new("manifests");
     // Some things are only shown by an agent that hands over.
-    let handing_over = AgentOptions { hand_over: true, ..AgentOptions::default() };
+    let handing_over =
+        AgentOptions { extra: vec!["--hand-over".into()], ..AgentOptions::default() };
     let stand_alone = Agent::start(&cluster.nodes[0], manifests.path(), handing_over);
     let page = |agent: &Agent| {
         // Before there are maps there is nothing to show.
