@@ -90,6 +90,8 @@ impl Dataplane {
             takeover.is_joined = true;
             step::reached("joined");
             takeover.carries.iter_mut().for_each(Carry::join);
+            // Once more: that was a long time's worth, and what follows is to be little.
+            takeover.carries.iter_mut().for_each(Carry::join);
             takeover.carries.iter().for_each(Carry::close);
             step::reached("closed");
             wait_for_programs();
