@@ -468,6 +468,18 @@ impl Dataplane {
 
     fn attach_link(&self, wanted: &Wanted, point: Point, link: Option<LinkPin>) -> io::Result<()> {
         let program = self.program(point);
+        let path = self.pins.link(&wanted.name, point);
+        if self.takeover.is_some() {
+            let replaced = link.as_ref().and_then(|link| link.open().ok());
+            let second = self.pins.second_link(&wanted.name, point);
+            if takeover::promote(&second, &path, program.id)? {
+                // Without this it would go a moment later.
+                let _ = replaced.map(|link| sys::link_detach(link.as_fd()));
+                tracing::info!(device = wanted.name, point = point.as_str(), "program replaced");
+                step::reached("one link replaced");
+                return Ok(());
+            }
+        }
         if let Some(link) = link {
             if link.info.prog_id == program.id {
                 return Ok(());
@@ -479,7 +491,6 @@ impl Dataplane {
                         point = point.as_str(),
                         "program replaced"
                     );
-                    step::reached("one link replaced");
                     return Ok(());
                 }
                 // The old program was of a kind that this one cannot replace.
@@ -495,7 +506,6 @@ impl Dataplane {
             }
         }
         let link = sys::link_create(program.fd.as_fd(), wanted.ifindex, point)?;
-        let path = self.pins.link(&wanted.name, point);
         sys::obj_pin(link.as_fd(), &path).map_err(|error| {
             io::Error::new(error.kind(), format!("pin {}: {error}", path.display()))
         })?;

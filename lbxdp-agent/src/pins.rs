@@ -13,8 +13,8 @@
 //! <pin path>/links/cgroup/{connect4,…,stale}          links to the cgroup whose sockets are served
 //! ```
 //!
-//! Links are outside the ABI directory: an agent with another ABI replaces the programs through
-//! the same links, so that no packet meets none. bpffs refuses names with dots, so `.` in a
+//! Links are outside the ABI directory: whatever an agent of another ABI attaches comes to stand
+//! where the former was, and no packet meets none. bpffs refuses names with dots, so `.` in a
 //! device name is written `%2e` (and `%` is `%25`).
 //!
 //! A pinned map is reused only if it is what the object defines; aya does not look. One map that
@@ -409,7 +409,8 @@ impl Pins {
         let mut removed = Vec::new();
         for MapDirectory { path, .. } in map_directories(&self.root)? {
             if path != self.maps() {
-                remove_tree(&path, &mut removed)?;
+                remove_tree(&path, &mut Vec::new())?;
+                removed.push(path);
             }
         }
         for (name, path) in entries(&self.maps())? {

@@ -6,13 +6,9 @@ use crate::{Octets, layout};
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlowKey<A> {
-    /// Destination address, network order.
-    #[cfg(feature = "next-layout")]
-    pub dst: A,
     /// Source address, network order.
     pub src: A,
     /// Destination address, network order.
-    #[cfg(not(feature = "next-layout"))]
     pub dst: A,
     /// Source port, host order.
     pub src_port: u16,

@@ -3,6 +3,7 @@
 
 use lbxdp_agent::object;
 use lbxdp_agent::pins::{MapSpec, pinned_maps};
+use lbxdp_common::layout::MAPS;
 use lbxdp_common::limits::{
     MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRAGMENTS,
     MAX_FRONTENDS, MAX_MEMBERS, MAX_RANGES, MAX_SOCKETS, TABLE_BLOCKS,
@@ -146,4 +147,15 @@ fn the_object_has_the_programs_that_are_attached() {
         "lbxdp_xdp_frags",
     ];
     assert_eq!(found, expected.into());
+}
+
+#[test]
+fn what_each_pinned_map_consists_of_is_written_down() {
+    let found: Vec<_> = maps()
+        .iter()
+        .map(|(name, spec)| (name.clone(), [spec.key_size as usize, spec.value_size as usize]))
+        .collect();
+    let described: Vec<_> =
+        MAPS.iter().map(|map| (map.name.to_owned(), [map.key_size, map.value_size])).collect();
+    assert_eq!(found, described);
 }

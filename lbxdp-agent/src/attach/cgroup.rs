@@ -17,7 +17,7 @@ use aya::programs::{CgroupSkb, CgroupSock, CgroupSockAddr, Program, ProgramType}
 use aya::sys::{BpfHelper, is_helper_supported};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::{Loaded, patiently};
+use super::{Loaded, patiently, takeover};
 use crate::pins::{CgroupPin, Pins};
 use crate::sys::{self, CgroupPoint};
 
@@ -241,6 +241,13 @@ fn attach(
     cgroup: &File,
     id: u64,
 ) -> io::Result<()> {
+    let second = pins.second_cgroup_link(point);
+    if takeover::promote(&second, &pins.cgroup_link(point), program.id)? {
+        // Without this it would go a moment later.
+        let _ = link.map(|link| sys::link_detach(link.fd.as_fd()));
+        tracing::info!(point = point.as_str(), "program replaced at the cgroup");
+        return Ok(());
+    }
     if let Some(link) = link {
         if link.info.cgroup_id == id {
             if link.info.prog_id == program.id {

@@ -12,14 +12,16 @@
 //! Nobody waits while this goes on, and each state in between serves every packet. An agent that ends
 //! in one of them leaves it to the next.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::path::Path;
 
 use super::{Dataplane, TC, step};
 use crate::carry::Carry;
 use crate::netlink::tc::{Place, Tc};
 use crate::pins::{CgroupPin, LinkPin};
-use crate::sys::{self, Point};
+use crate::sys::{self, Access, Point};
 
 /// The maps that earlier programs use.
 #[derive(Debug)]
@@ -42,6 +44,37 @@ impl TakeOver {
     }
 }
 
+/// The latest link of each place: the last of ours there, because each is put behind the others. The
+/// kernel counts links.
+fn last_of_each<L, P: Ord>(
+    links: &[L],
+    place: impl Fn(&L) -> P,
+    id: impl Fn(&L) -> u32,
+) -> impl Iterator<Item = &L> {
+    let mut last: BTreeMap<P, &L> = BTreeMap::new();
+    for link in links {
+        let known = last.entry(place(link)).or_insert(link);
+        if id(link) > id(known) {
+            *known = link;
+        }
+    }
+    last.into_values()
+}
+
+/// Makes the link of `program` behind another one, pinned at `second`, the one pinned at `first`:
+/// the kernel refuses a program that is there already. The one that is replaced keeps running until
+/// its caller, who holds it, detaches it. `false` if there is no such link.
+pub(super) fn promote(second: &Path, first: &Path, program: u32) -> io::Result<bool> {
+    let link = match sys::obj_get(second, Access::ReadWrite) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        link => link?,
+    };
+    if sys::link_info(link.as_fd())?.prog_id != program {
+        return Ok(false);
+    }
+    std::fs::rename(second, first).map(|()| true)
+}
+
 fn wait_for_programs() {
     if let Err(error) = sys::wait_for_programs() {
         tracing::warn!(%error, "waiting for programs that are under way");
@@ -56,6 +89,8 @@ impl Dataplane {
             self.join();
             takeover.is_joined = true;
             step::reached("joined");
+            takeover.carries.iter_mut().for_each(Carry::join);
+            // Once more: that was a long time's worth, and what follows is to be little.
             takeover.carries.iter_mut().for_each(Carry::join);
             takeover.carries.iter().for_each(Carry::close);
             step::reached("closed");
@@ -74,17 +109,21 @@ impl Dataplane {
         let prepared = self.pins.prepare_second_links();
         let (links, cgroup_links) = (self.pins.links(), self.pins.cgroup_links());
         let joined = prepared.and_then(|()| {
-            let (second, _) = self.pins.second_links()?;
-            for link in links? {
-                let (device, point) = (&link.device, link.point);
-                if let Err(error) = self.join_link(&link, &second) {
-                    tracing::warn!(device, point = point.as_str(), %error, "attaching behind");
+            let (mut links, mut cgroup_links) = (links?, cgroup_links?);
+            // What an agent that did not come to an end has attached behind them.
+            let (second, second_cgroup) = self.pins.second_links()?;
+            links.extend(second);
+            cgroup_links.extend(second_cgroup);
+            for link in last_of_each(&links, |link| (link.info.ifindex, link.point), |l| l.info.id)
+            {
+                if let Err(error) = self.join_link(link) {
+                    let (device, point) = (&link.device, link.point.as_str());
+                    tracing::warn!(device, point, %error, "attaching behind");
                 }
             }
-            for link in cgroup_links? {
-                if let Err(error) = self.join_cgroup(&link) {
-                    let point = link.point;
-                    tracing::warn!(point = point.as_str(), %error, "attaching behind");
+            for link in last_of_each(&cgroup_links, |link| link.point, |link| link.info.id) {
+                if let Err(error) = self.join_cgroup(link) {
+                    tracing::warn!(point = link.point.as_str(), %error, "attaching behind");
                 }
             }
             self.join_filters()
@@ -94,23 +133,14 @@ impl Dataplane {
         }
     }
 
-    /// Behind all programs of ours, the latest last: what an agent that did not come to an end has
-    /// attached behind `link` is in `second`.
-    fn join_link(&self, link: &LinkPin, second: &[LinkPin]) -> io::Result<()> {
+    fn join_link(&self, link: &LinkPin) -> io::Result<()> {
         let program = self.program(link.point);
         let is_over = link.info.ifindex == 0 || link.info.prog_id == program.id;
-        if is_over || link.point == Point::Xdp {
-            return Ok(());
-        }
         let path = self.pins.second_link(&link.device, link.point);
-        if sys::replace_pinned(&path, program.fd.as_fd())? {
+        if is_over || link.point == Point::Xdp || sys::replace_pinned(&path, program.fd.as_fd())? {
             return Ok(());
         }
-        let is_here =
-            |other: &&LinkPin| (other.info.ifindex, other.point) == (link.info.ifindex, link.point);
-        // The kernel counts links.
-        let last = second.iter().filter(is_here).chain([link]).max_by_key(|link| link.info.id);
-        let last = last.unwrap_or(link).open()?;
+        let last = link.open()?;
         let second = sys::link_create_behind(
             program.fd.as_fd(),
             last.as_fd(),

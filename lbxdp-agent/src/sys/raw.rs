@@ -189,9 +189,10 @@ const fn is_per_cpu(info: &MapInfo) -> bool {
     info.map_type == bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32
 }
 
-/// Hashes and arrays have had batches since 5.6; per-CPU arrays and tries have not, everywhere.
+/// Hashes and arrays have had batches since 5.6, per-CPU arrays since 5.13; tries have none.
 const fn has_batches(info: &MapInfo) -> bool {
     info.map_type == bpf_map_type::BPF_MAP_TYPE_HASH as u32
         || info.map_type == bpf_map_type::BPF_MAP_TYPE_LRU_HASH as u32
         || info.map_type == bpf_map_type::BPF_MAP_TYPE_ARRAY as u32
+        || is_per_cpu(info)
 }

@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// Traffic of both families over several connections, so that local and remote backends are in
 /// it: running transfers, and new connections all the time.
-pub struct Traffic {
+struct Traffic {
     transfers: Vec<JoinHandle<Report>>,
     churns: Vec<Churn>,
     bytes: u64,
@@ -30,7 +30,7 @@ pub struct Traffic {
 
 impl Traffic {
     /// Transfers that last about so many seconds.
-    pub fn start(world: &World, seconds: u64) -> Self {
+    fn start(world: &World, seconds: u64) -> Self {
         let client = &world.cluster.client;
         let bytes = seconds * RATE / 2;
         let families = [false, true];
@@ -48,8 +48,7 @@ impl Traffic {
         Self { transfers, churns, bytes }
     }
 
-    /// Everything arrived, and nobody was refused.
-    pub fn all_went_well(self) {
+    fn all_went_well(self) {
         assert!(
             self.transfers.iter().any(|transfer| !transfer.is_finished()),
             "the transfers ended before the agents did what they were to do"

@@ -16,10 +16,10 @@ use lbxdp_tests::traffic::churn::Churn;
 use lbxdp_tests::traffic::hold::Held;
 use lbxdp_tests::traffic::puppet::{Kind, Puppet};
 use lbxdp_tests::traffic::spread::{Probe, Spread};
+use lbxdp_tests::traffic::transfer::{Report, Transfer};
 use lbxdp_tests::{AgentOptions, Cgroup, ServedCgroup};
 
 use crate::affinity::sticky;
-use crate::restart::Traffic;
 use crate::world::{EDIT_WITHIN, TIMEOUT, World, cluster_ip, pods, target, vip};
 
 const THIS: &str = "lbxdp-agent";
@@ -103,6 +103,44 @@ impl Pings {
     }
 }
 
+/// Transfers one after the other: there is always one under way.
+struct Transfers {
+    is_over: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<Report>>,
+}
+
+impl Transfers {
+    /// Each takes three seconds.
+    const BYTES: u64 = 1_500_000;
+    const RATE: u64 = 1_000_000;
+
+    /// Several for each family, so that local and remote backends are in it.
+    fn start(world: &World) -> Vec<Self> {
+        let start = |v6| {
+            let is_over = Arc::new(AtomicBool::new(false));
+            let until = Arc::clone(&is_over);
+            let transfer = Transfer::new(target(v6, Probe::Http), Self::BYTES).rate(Self::RATE);
+            let thread = world.cluster.client.spawn(move || {
+                let mut reports = Vec::new();
+                while !until.load(Ordering::Relaxed) {
+                    reports.push(transfer.run());
+                }
+                reports
+            });
+            Self { is_over, thread }
+        };
+        [false, true].into_iter().flat_map(|v6| [v6; 3]).map(start).collect()
+    }
+
+    fn all_went_well(self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        for report in self.thread.join().expect("the thread does not panic") {
+            assert_eq!(report.errors, Vec::<String>::new());
+            assert_eq!(report.bytes, 2 * Self::BYTES);
+        }
+    }
+}
+
 /// A process whose sockets are served, and the sockets that it opened before everything.
 struct Sockets {
     puppet: Puppet,
@@ -160,7 +198,7 @@ fn went_back(before: &Status, after: &Status) -> Vec<(String, i128)> {
 #[test]
 fn maps_of_another_layout_take_over_and_back_and_no_byte_is_lost() {
     let cgroup = Cgroup::new("upgrade");
-    up_and_back(options(&cgroup), &cgroup, 3, if lbxdp_tests::long() { 120 } else { 40 });
+    up_and_back(options(&cgroup), &cgroup, if lbxdp_tests::long() { 20 } else { 3 });
 }
 
 #[test]
@@ -168,26 +206,27 @@ fn the_same_without_tcx() {
     let cgroup = Cgroup::new("upgrade-clsact");
     let mut options = options(&cgroup);
     options.extra.extend(["--tc-mode", "clsact"].map(str::to_owned));
-    up_and_back(options, &cgroup, 1, 20);
+    up_and_back(options, &cgroup, 1);
 }
 
-/// So many times, with transfers that last about so many seconds.
-fn up_and_back(options: AgentOptions, cgroup: &Cgroup, rounds: usize, seconds: u64) {
+fn up_and_back(options: AgentOptions, cgroup: &Cgroup, rounds: usize) {
     let mut world = World::start(&pods(1, 1), options);
     let node_port = |v6| SocketAddr::new(world.node().ip(v6), 30080);
     let from_pod = cluster_ip(false, 10).parse::<IpAddr>().expect("an address");
+    let (client, pod) = (&world.cluster.client, &world.node().pods[0].netns);
     let churns = [
-        Churn::start(&world.cluster.client, Spread::new(node_port(false), Probe::Http, 1), PAUSE),
-        Churn::start(&world.cluster.client, Spread::new(node_port(true), Probe::Http, 1), PAUSE),
-        Churn::start(
-            &world.node().pods[0].netns,
-            Spread::new((from_pod, 7).into(), Probe::Echo, 1),
-            PAUSE,
-        ),
-    ];
+        (client, target(false, Probe::Echo), Probe::Echo),
+        (client, target(true, Probe::Http), Probe::Http),
+        (client, target(false, Probe::Udp), Probe::Udp),
+        (client, node_port(false), Probe::Http),
+        (client, node_port(true), Probe::Http),
+        (pod, (from_pod, 7).into(), Probe::Echo),
+        (pod, (from_pod, 53).into(), Probe::Udp),
+    ]
+    .map(|(netns, to, probe)| Churn::start(netns, Spread::new(to, probe, 1), PAUSE));
     let pings = Pings::start(&world, &[vip(false, 10, 7), vip(true, 10, 7)]);
     let mut sockets = Sockets::start(&world, cgroup);
-    let traffic = Traffic::start(&world, seconds);
+    let transfers = Transfers::start(&world);
     let mut before = world.agent.status();
     for _ in 0..rounds {
         for program in [NEXT, THIS] {
@@ -205,7 +244,7 @@ fn up_and_back(options: AgentOptions, cgroup: &Cgroup, rounds: usize, seconds: u
         assert_eq!(outcome.backends.len(), 2, "{:?}", outcome.backends);
     }
     pings.into_iter().for_each(Pings::all_went_well);
-    traffic.all_went_well();
+    transfers.into_iter().for_each(Transfers::all_went_well);
     assert_eq!(world.counts().all_drops(), 0);
     assert!(!world.agent.log().contains("WARN"), "{}", world.agent.log());
 }
