@@ -157,6 +157,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         source_problems: Vec::new(),
         index_problems: Vec::new(),
         reported: BTreeSet::new(),
+        is_another: false,
         failed: None,
         events: source.events(),
         statuses: Vec::new(),
@@ -251,6 +252,8 @@ struct Agent {
     source_problems: Vec<Problem>,
     index_problems: Vec<Problem>,
     reported: BTreeSet<Problem>,
+    /// Objects came that Events have not been about, under old names perhaps.
+    is_another: bool,
     /// That the maps are not what they should be, as Events say it.
     failed: Option<Problem>,
     events: Option<source::kube::Events>,
@@ -277,6 +280,7 @@ impl Agent {
                 objects.iter().for_each(|sourced| count(sourced.object.kind()));
                 self.triggers.forget();
                 self.extent = Extent::Full;
+                self.is_another = true;
                 self.index.replace(objects);
                 self.is_undecided = true;
                 problems
@@ -288,6 +292,8 @@ impl Agent {
                         Delta::Apply { object, triggered } => {
                             let id = object.object.id();
                             count(id.kind);
+                            let uid = object.object.metadata().uid.as_deref();
+                            self.is_another |= self.index.uid(&id) != uid;
                             self.triggers.changed(&id, triggered);
                             self.index.apply(object);
                         }
@@ -502,7 +508,9 @@ impl Agent {
         self.health.problems(count(Severity::Warning), count(Severity::Error));
         let failed = failure.map(|error| not_programmed(&self.node, error));
         if let Some(events) = &self.events
-            && (self.reported != problems || self.failed != failed)
+            && (std::mem::take(&mut self.is_another)
+                || self.reported != problems
+                || self.failed != failed)
         {
             let uid = |id: &ObjectId| self.index.uid(id).map(str::to_owned);
             events.set(source::kube::reports(problems.iter().chain(&failed), uid));

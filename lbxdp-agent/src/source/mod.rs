@@ -137,10 +137,15 @@ impl Object {
 
     /// What identifies it.
     pub fn id(&self) -> ObjectId {
+        ObjectId::of(self.kind(), self.metadata())
+    }
+
+    /// Its metadata.
+    pub fn metadata(&self) -> &ObjectMeta {
         match self {
-            Self::Service(service) => ObjectId::of(Kind::Service, &service.metadata),
-            Self::EndpointSlice(slice) => ObjectId::of(Kind::EndpointSlice, &slice.metadata),
-            Self::Node(node) => ObjectId::of(Kind::Node, &node.metadata),
+            Self::Service(service) => &service.metadata,
+            Self::EndpointSlice(slice) => &slice.metadata,
+            Self::Node(node) => &node.metadata,
         }
     }
 }

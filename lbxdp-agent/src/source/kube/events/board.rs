@@ -11,9 +11,11 @@ use super::report::Report;
 use super::send::Outcome;
 use crate::source::ObjectId;
 
-/// A problem is told within this time, each agent at its own moment, so that most of them find that
+/// A problem that is over so soon is none: objects that belong together come one after the other.
+const SETTLE: Duration = Duration::from_secs(1);
+/// A problem is told within this time after that, each agent at its own moment, so that most of them find that
 /// another one was first.
-const SPREAD: Duration = Duration::from_secs(10);
+const SPREAD: Duration = Duration::from_secs(9);
 /// A problem that lasts is told again after this time. The API server forgets Events after an hour.
 const REPEAT: Duration = Duration::from_secs(30 * 60);
 /// Problems that are remembered.
@@ -128,7 +130,8 @@ impl Board {
         self.overflow = overflow;
         for (name, entry) in before {
             if entry.state == State::Untold {
-                lost.outdated += 1;
+                // One that is over before its time was never worth telling.
+                lost.outdated += usize::from(entry.due <= now);
             } else if (entry.lasts || entry.due > now) && self.entries.len() < MOST {
                 // Should it come back, it is the same Event.
                 let due = if entry.lasts { now + REPEAT } else { entry.due };
@@ -184,13 +187,14 @@ impl Board {
         };
     }
 
-    /// This agent's moment within [`SPREAD`] for an Event.
+    /// How long this agent waits with an Event.
     fn delay(&self, name: &str) -> Duration {
         // Agents need not agree about it, only differ.
         let mut hash = std::hash::DefaultHasher::new();
         hash.write(self.node.as_bytes());
         hash.write(name.as_bytes());
-        SPREAD.mul_f64(f64::from((hash.finish() >> 32) as u32) / f64::from(u32::MAX))
+        let share = f64::from((hash.finish() >> 32) as u32) / f64::from(u32::MAX);
+        SETTLE + SPREAD.mul_f64(share)
     }
 }
 
@@ -199,6 +203,8 @@ mod tests {
     use super::*;
     use crate::model::Reason;
     use crate::source::Kind;
+
+    const LONGEST: Duration = Duration::from_secs(10);
 
     fn report(name: &str, note: &str) -> Report {
         Report {
@@ -235,11 +241,11 @@ mod tests {
         let mut board = Board::new("node");
         assert_eq!(wait(&mut board, start), None);
         let problem = report("web", "x");
-        assert_eq!(set(&mut board, &[problem.clone()], start), Lost::default());
+        assert_eq!(set(&mut board, std::slice::from_ref(&problem), start), Lost::default());
         let due = wait(&mut board, start).unwrap();
-        assert!(due <= start + SPREAD);
+        assert!(due >= start + SETTLE && due <= start + LONGEST);
         // Hearing of it again changes nothing.
-        set(&mut board, &[problem.clone()], start + SPREAD / 100);
+        set(&mut board, std::slice::from_ref(&problem), start + SETTLE);
         assert_eq!(wait(&mut board, start), Some(due));
 
         let told = telling(&mut board, due);
@@ -268,12 +274,12 @@ mod tests {
         let mut board = Board::new("node");
         let problem = [report("web", "x")];
         set(&mut board, &problem, start);
-        let now = start + SPREAD;
+        let now = start + LONGEST;
         let name = telling(&mut board, now).name;
         board.told(&name, &Outcome::Created, now);
         set(&mut board, &[], now);
         set(&mut board, &problem, now);
-        let told = telling(&mut board, now + SPREAD);
+        let told = telling(&mut board, now + LONGEST);
         assert_eq!((told.name, told.how), (name, How::Repeat(2)));
         // After a while it is forgotten.
         set(&mut board, &[], now);
@@ -286,14 +292,14 @@ mod tests {
         let start = Instant::now();
         let mut board = Board::new("node");
         set(&mut board, &[report("web", "x")], start);
-        let now = start + SPREAD;
+        let now = start + LONGEST;
         let name = telling(&mut board, now).name;
         board.told(&name, &Outcome::Exists, now);
         for problems in [&[][..], &[report("web", "x")]] {
             set(&mut board, problems, now);
         }
         let again = wait(&mut board, now).unwrap();
-        assert!(again >= now + REPEAT && again <= now + REPEAT + SPREAD * 60);
+        assert!(again >= now + REPEAT && again <= now + REPEAT + LONGEST * 60);
         assert_eq!(telling(&mut board, again).how, How::Create);
     }
 
@@ -316,7 +322,7 @@ mod tests {
         let mut problems: Vec<_> = (0..100).map(|n| report("web", &n.to_string())).collect();
         problems.push(report("other", "x"));
         set(&mut board, &problems, start);
-        let now = start + SPREAD;
+        let now = start + LONGEST;
         let mut told = Vec::new();
         while let Next::Tell(telling) = board.next(now) {
             board.told(&telling.name, &Outcome::Created, now);
@@ -335,7 +341,7 @@ mod tests {
         let mut board = Board::new("node");
         let problems: Vec<_> = (0..100).map(|n| report(&format!("web-{n}"), "x")).collect();
         set(&mut board, &problems, start);
-        let mut now = start + SPREAD;
+        let mut now = start + LONGEST;
         let mut told = 0;
         while told < problems.len() {
             match board.next(now) {
@@ -346,7 +352,7 @@ mod tests {
                 Next::Wait(wake) => now = wake.unwrap(),
             }
         }
-        assert_eq!(now, start + SPREAD + EVERY * (100 - BURST));
+        assert_eq!(now, start + LONGEST + EVERY * (100 - BURST));
     }
 
     #[test]
@@ -356,7 +362,11 @@ mod tests {
         let problems: Vec<_> = (0..MOST + 7).map(|n| report(&format!("web-{n}"), "x")).collect();
         assert_eq!(set(&mut board, &problems, now), Lost { overflow: 7, outdated: 0 });
         assert_eq!(set(&mut board, &problems, now), Lost::default());
-        assert_eq!(set(&mut board, &[], now), Lost { overflow: 0, outdated: MOST });
+        // None of them was due yet.
+        assert_eq!(set(&mut board, &[], now), Lost::default());
+        set(&mut board, &problems[..3], now);
+        let later = now + LONGEST;
+        assert_eq!(set(&mut board, &[], later), Lost { overflow: 0, outdated: 3 });
         assert_eq!(wait(&mut board, now), None);
     }
 
@@ -365,7 +375,7 @@ mod tests {
         let start = Instant::now();
         let mut board = Board::new("node");
         set(&mut board, &[report("web", "x")], start);
-        let now = start + SPREAD;
+        let now = start + LONGEST;
         let name = telling(&mut board, now).name;
         board.told(&name, &Outcome::Refused, now);
         assert_eq!(wait(&mut board, now), Some(now + REPEAT));

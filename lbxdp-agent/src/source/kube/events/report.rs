@@ -126,7 +126,7 @@ mod tests {
             name(Reason::HealthCheckNotServed, "x", "b")
         );
         // Agents of all versions have to agree.
-        assert_eq!(first, "web.9ff0c5ee7e0bd1d7");
+        assert_eq!(first, "web.ded9ac42958ecf3e");
     }
 
     #[test]
