@@ -174,6 +174,7 @@ fn fragments_are_translated_unless_the_checksum_would_change() {
         assert_eq!(rig.xdp(&fragments[1]).verdict, XDP_DROP);
         rig.expect_moved(&[
             ("flow_new", 1),
+            ("flow_midstream", 1),
             ("flow_hit", 1),
             ("sctp_fragment", 2),
             ("fragment", 1),
