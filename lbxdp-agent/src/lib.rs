@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod apply;
 pub mod attach;
+pub mod changes;
 pub mod cli;
 pub mod device;
 pub mod dump;
@@ -31,5 +32,6 @@ pub mod snat_ports;
 pub mod sockets;
 pub mod source;
 pub mod sys;
+pub mod table;
 pub mod udp;
 pub mod view;

@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use crate::apply::pinned::{PinnedMaps, Sizes};
 use crate::attach;
 use crate::device::Why;
-use crate::health::{Health, NoLocalEndpoints};
+use crate::health::{Health, NoLocalCount};
 use crate::netlink::Monitor;
 use crate::pins::Pins;
 use crate::source::kube;
@@ -61,7 +61,7 @@ pub fn text(health: &Health) -> anyhow::Result<String> {
         "Service ports that a policy Local leaves without endpoints on this node, though others have \
          some",
     );
-    let NoLocalEndpoints { internal, external } = health.no_local_endpoints();
+    let NoLocalCount { internal, external } = health.no_local_endpoints();
     for (policy, count) in [("internal", internal), ("external", external)] {
         no_local.get_or_create(&vec![("traffic_policy", policy.to_owned())]).set(signed(count));
     }

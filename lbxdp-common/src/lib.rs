@@ -42,10 +42,10 @@ pub use frontend::{
 pub use range::RangeKey;
 pub use socket::{SocketKey, SocketPeer};
 
-/// Version of the map layout. It names the pin directory (`/sys/fs/bpf/lbxdp/v2`), so two
+/// Version of the map layout. It names the pin directory (`/sys/fs/bpf/lbxdp/v3`), so two
 /// layouts never meet in one map. Any change to a type of this crate that reaches a map needs
 /// a new number.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// IANA protocol number of TCP.
 pub const IPPROTO_TCP: u8 = 6;

@@ -111,7 +111,7 @@ impl Agent {
         command
     }
 
-    /// The pin path; the maps are in `v2/` below it.
+    /// The pin path; the maps are in `v3/` below it.
     pub fn pin_path(&self) -> &Path {
         &self.pin_path
     }

@@ -57,9 +57,9 @@ pub struct ObjectId {
     /// Kind.
     pub kind: Kind,
     /// Namespace, [`DEFAULT_NAMESPACE`] if the object names none; empty for Nodes.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ObjectId {
@@ -77,7 +77,7 @@ impl ObjectId {
                 namespace.filter(|ns| !ns.is_empty()).unwrap_or(DEFAULT_NAMESPACE)
             }
         };
-        Self { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+        Self { kind, namespace: namespace.into(), name: name.into() }
     }
 }
 
@@ -110,6 +110,28 @@ impl Object {
             Self::EndpointSlice(slice) => ObjectId::of(Kind::EndpointSlice, &slice.metadata),
             Self::Node(node) => ObjectId::of(Kind::Node, &node.metadata),
         }
+    }
+}
+
+impl Object {
+    /// The object alone, without what says its kind. The same object gives the same bytes.
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        let json = match self {
+            Self::Service(service) => serde_json::to_vec(service),
+            Self::EndpointSlice(slice) => serde_json::to_vec(slice),
+            Self::Node(node) => serde_json::to_vec(node),
+        };
+        // Keys are strings and numbers are integers: there is nothing that JSON cannot say.
+        json.unwrap_or_default()
+    }
+
+    /// What [`Self::to_json`] made of an object of this kind.
+    pub(crate) fn from_json(kind: Kind, json: &[u8]) -> serde_json::Result<Self> {
+        Ok(match kind {
+            Kind::Service => Self::Service(serde_json::from_slice(json)?),
+            Kind::EndpointSlice => Self::EndpointSlice(serde_json::from_slice(json)?),
+            Kind::Node => Self::Node(serde_json::from_slice(json)?),
+        })
     }
 }
 
