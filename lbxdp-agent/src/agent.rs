@@ -378,7 +378,10 @@ impl Agent {
         if outcome.planned > 0 {
             let (planned, applied) = (outcome.planned, outcome.applied);
             let micros = spent.as_micros();
-            tracing::info!(planned, applied, micros, "programmed");
+            let touched = changes.frontends();
+            tracing::info!(planned, applied, touched, micros, "programmed");
+        } else if changes == Changes::All {
+            tracing::debug!(micros = spent.as_micros(), "compared everything");
         }
         if let Some(error) = &outcome.failure {
             tracing::error!(%error, retry = ?outcome.retry_after, "programming");

@@ -55,6 +55,14 @@ impl Changes {
         *self == Self::default()
     }
 
+    /// How many frontends may differ; `None` if that is not known.
+    pub fn frontends(&self) -> Option<usize> {
+        match self {
+            Self::All => None,
+            Self::Some(touched) => Some(touched.frontends.len()),
+        }
+    }
+
     /// Whether UDP frontends may differ.
     pub fn has_udp(&self) -> bool {
         match self {

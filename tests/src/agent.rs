@@ -36,6 +36,8 @@ pub struct AgentOptions {
     pub log_filter: Option<String>,
     /// The netns is ready for use before the agent is: do not wait for `/readyz`.
     pub do_not_wait: bool,
+    /// Another program than the one beside this test.
+    pub binary: Option<PathBuf>,
 }
 
 /// `--cgroup`. Never the machine's own root: every process would be a client.
@@ -84,6 +86,8 @@ impl Agent {
     #[track_caller]
     fn start_with(node: &Node, source: &[String], options: AgentOptions) -> Self {
         sweep::stale();
+        let binary = options.binary.clone();
+        let binary = binary.unwrap_or_else(|| workspace_binary("lbxdp-agent"));
         let mut agent = Self {
             process: None,
             netns: node.netns.path().to_owned(),
@@ -91,7 +95,7 @@ impl Agent {
             source: source.to_owned(),
             pin_path: sweep::unique_pin_path(),
             options,
-            binary: workspace_binary("lbxdp-agent"),
+            binary,
             scratch: Scratch::new("agent"),
             cgroup: Cgroup::new("sockets"),
         };
@@ -150,7 +154,7 @@ impl Agent {
     #[track_caller]
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "the agent is running");
-        let AgentOptions { devices, snat_ports, cgroup, extra, log_filter, do_not_wait } =
+        let AgentOptions { devices, snat_ports, cgroup, extra, log_filter, do_not_wait, binary: _ } =
             &self.options;
         let mut command = self.inside();
         command.arg("run").args(&self.source).arg("--state-dir").arg(self.state_dir());

@@ -31,7 +31,8 @@ fn facts(desired: &Desired) -> NodeFacts {
     for frontend in desired.frontends.values() {
         for endpoints in [&frontend.external, &frontend.internal] {
             if let Endpoints::Serve(backends) = endpoints {
-                for backend in backends.difference(&desired.local_backends) {
+                let local = &desired.local_backends;
+                for backend in backends.iter().filter(|backend| !local.contains(backend)) {
                     let source = if backend.is_ipv4() { v4 } else { v6 };
                     facts.snat_sources.insert(backend.ip(), source);
                 }

@@ -6,6 +6,7 @@ mod chart;
 mod ci;
 mod demo;
 mod image;
+mod scale;
 mod setup;
 mod test;
 mod util;
@@ -31,6 +32,8 @@ enum Task {
     Test(test::Options),
     /// Measure: ratios of samples taken in turn, with quartiles.
     Bench(bench::Options),
+    /// Measure an agent with 10,000 Services of ten endpoints each, from a real API server.
+    Scale(scale::Options),
     /// Formatting, lints, demo and tests.
     Ci,
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Scale(options) => scale::run(&options),
         Task::Ci => ci::run(),
     };
     match done {

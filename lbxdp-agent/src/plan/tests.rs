@@ -352,9 +352,10 @@ fn what_no_agent_would_leave_behind_is_repaired() {
 
     let mut actual = world.maps.actual.clone();
     // A table of another algorithm, a forgotten descriptor, a forgotten name, a shared id.
-    let mut blocks = actual.tables.get(BlockRange { first: 0, order: 7 }).unwrap().to_vec();
+    let range = BlockRange::of(TableRef(world.descriptor("10.96.0.1:80").external)).unwrap();
+    let mut blocks = actual.tables.get(range).unwrap().to_vec();
     blocks[0] = TableBlock { slots: [0; lbxdp_common::TABLE_BLOCK] };
-    actual.tables.write(0, &blocks);
+    actual.tables.write(range.first, &blocks);
     actual
         .descriptors
         .insert((Family::V4, 7), Descriptor { internal: 3 << 40, ..Descriptor::default() });
