@@ -1,7 +1,7 @@
 //! The running agent: waits for something to change and makes the maps and the devices follow.
 //! It decides nothing itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,13 +15,14 @@ use crate::apply::pinned::PinnedMaps;
 use crate::apply::sockets::SocketMaps;
 use crate::apply::{MapError, Maps as _};
 use crate::attach::{self, Config, Dataplane, DeviceStatus, TcKind};
+use crate::changes::Changes;
 use crate::device::{Pattern, Rules, Why};
 use crate::health::listeners::Listeners;
 use crate::health::{Health, NoLocalEndpoints};
 use crate::index::{self, Index};
 use crate::keep;
 use crate::lock::Lock;
-use crate::model::{Desired, Endpoints, NodeFacts, Problem, Reason, Severity};
+use crate::model::{Desired, Endpoints, Frontend, NodeFacts, Problem, Reason, Severity};
 use crate::netlink::{Monitor, Network, Routes};
 use crate::pins::Pins;
 use crate::problem::Problems;
@@ -42,6 +43,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Sockets are read this often while some are stale, and once more so long after a change: a call
 /// that was under way may have chosen by what was there before.
 const SOCKETS_EVERY: Duration = Duration::from_secs(1);
+
+/// Everything is decided anew and compared with what the maps hold this often, whatever has changed:
+/// a mistake about what a change touches lasts no longer.
+const EVERYTHING_EVERY: Duration = Duration::from_secs(60);
 
 /// What readiness waits for is looked at this often before there is an input.
 const WAITING_EVERY: Duration = Duration::from_secs(1);
@@ -138,12 +143,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut agent = Agent {
         node: ObjectId::new(Kind::Node, None, &node_name),
         index: Index::new(node_name).with_config(index),
-        desired: Desired::default(),
-        is_undecided: false,
+        kept: None,
         may_lack: true,
+        changes: Changes::All,
+        is_udp_changed: false,
+        spent: Duration::ZERO,
         routes: Routes::open().context("asking for routes by netlink")?,
-        sources: BTreeMap::new(),
-        sources_version: None,
+        facts: NodeFacts::default(),
+        unreachable: BTreeSet::new(),
+        routes_version: None,
         reconciler: Reconciler::new(maps, sys::coarse_ns())?,
         socket_maps,
         dataplane,
@@ -154,16 +162,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             node_addresses: BTreeSet::new(),
             without_xdp,
         },
-        source_problems: Vec::new(),
-        index_problems: Vec::new(),
+        problems: Found::default(),
         reported: BTreeSet::new(),
         is_another: false,
         failed: None,
         events: source.events(),
         statuses: Vec::new(),
         listeners: Listeners::new(Arc::clone(&health)),
-        extent: Extent::Full,
         triggers: Triggers::new(SystemTime::now()),
+        listen_again: None,
+        no_local: NoLocalEndpoints::default(),
         health,
     };
     agent.take(first);
@@ -171,6 +179,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut not_before = Instant::now();
     let mut devices_due = Instant::now();
     let mut sweep_due = Instant::now() + SWEEP_EVERY;
+    let mut everything_due = Instant::now() + EVERYTHING_EVERY;
     let mut retry_due = Some(Instant::now());
     let mut sockets_due = None;
     let mut sockets_changed = Instant::now();
@@ -182,15 +191,21 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             sweep_due = now + SWEEP_EVERY;
             sweep = view::has_tombstones(agent.reconciler.actual());
         }
+        if everything_due <= now {
+            everything_due = now + EVERYTHING_EVERY;
+            agent.doubt();
+            retry_due = Some(now);
+        }
         if sweep || retry_due.is_some_and(|due| due <= now) {
             let current = Arc::clone(&network.borrow_and_update());
             let start = sys::thread_time();
             retry_due = agent.reconcile(&current, sweep).map(|wait| Instant::now() + wait);
             let cost = sys::thread_time().saturating_sub(start);
             not_before = Instant::now() + (cost * PAUSE_FACTOR).min(LONGEST_PAUSE);
-            devices_due = now;
-            sockets_changed = Instant::now();
-            sockets_due = Some(sockets_changed);
+            if std::mem::take(&mut agent.is_udp_changed) {
+                sockets_changed = Instant::now();
+                sockets_due = Some(sockets_changed);
+            }
         }
         if devices_due <= now {
             let current = Arc::clone(&network.borrow());
@@ -209,10 +224,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
         let wake = [retry_due, sockets_due, agent.take_over_due()];
         let wake = wake.into_iter().flatten().fold(devices_due, Instant::min);
-        let wake = wake.min(sweep_due);
+        let wake = wake.min(sweep_due).min(everything_due);
         tokio::select! {
             change = source.changed() => {
-                agent.take(change);
+                if agent.take(change) {
+                    devices_due = Instant::now();
+                }
                 let due = not_before.max(Instant::now());
                 retry_due = Some(retry_due.map_or(due, |retry| retry.min(due)));
             }
@@ -221,6 +238,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 agent.health.queued();
                 agent.health.progress.queued(0, 0);
                 retry_due = Some(Instant::now());
+                devices_due = Instant::now();
             }
             () = sleep_until(wake) => {}
             _ = interrupt.recv() => break,
@@ -235,22 +253,28 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 struct Agent {
     node: ObjectId,
     index: Index,
-    desired: Desired,
-    /// The input changed since `desired` followed from it.
-    is_undecided: bool,
-    /// The input has never been complete since the start.
+    /// What is desired while the input has never been complete since the start: what the index says,
+    /// and what the maps have.
+    kept: Option<Desired>,
     may_lack: bool,
+    /// What may differ from what the maps were made to be.
+    changes: Changes,
+    /// UDP frontends were among the changes.
+    is_udp_changed: bool,
+    /// Time that the changes have cost so far.
+    spent: Duration,
     routes: Routes,
-    /// SNAT sources by backend address, as the routes of `sources_version` have them.
-    sources: BTreeMap<IpAddr, Option<IpAddr>>,
-    sources_version: Option<u64>,
+    facts: NodeFacts,
+    /// Backends without a route.
+    unreachable: BTreeSet<IpAddr>,
+    /// Of the routes that the facts follow from.
+    routes_version: Option<u64>,
     reconciler: Reconciler<PinnedMaps>,
     socket_maps: SocketMaps,
     dataplane: Dataplane,
     take_over: TakeOver,
     rules: Rules,
-    source_problems: Vec<Problem>,
-    index_problems: Vec<Problem>,
+    problems: Found,
     reported: BTreeSet<Problem>,
     /// Objects came that Events have not been about, under old names perhaps.
     is_another: bool,
@@ -259,15 +283,27 @@ struct Agent {
     events: Option<source::kube::Events>,
     statuses: Vec<DeviceStatus>,
     listeners: Listeners,
-    /// Of the input that is not programmed yet.
-    extent: Extent,
     triggers: Triggers,
+    /// Some listener could not be opened.
+    listen_again: Option<Duration>,
+    no_local: NoLocalEndpoints,
     health: Arc<Health>,
+}
+
+/// What is wrong, by who says so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Found {
+    source: Vec<Problem>,
+    index: Vec<Problem>,
+    planning: Vec<Problem>,
+    listening: Vec<Problem>,
 }
 
 impl Agent {
     /// Takes the input as it is now. What follows from it is a matter of the next reconciliation.
-    fn take(&mut self, change: Change) {
+    /// Whether the addresses of the node are others.
+    fn take(&mut self, change: Change) -> bool {
+        let start = Instant::now();
         self.health.queued();
         let (mut services, mut endpoints) = (0, 0);
         let mut count = |kind| match kind {
@@ -279,14 +315,11 @@ impl Agent {
             Change::All(Snapshot { objects, problems }) => {
                 objects.iter().for_each(|sourced| count(sourced.object.kind()));
                 self.triggers.forget();
-                self.extent = Extent::Full;
                 self.is_another = true;
                 self.index.replace(objects);
-                self.is_undecided = true;
                 problems
             }
             Change::Some { deltas, problems } => {
-                self.is_undecided |= !deltas.is_empty();
                 for delta in deltas {
                     match delta {
                         Delta::Apply { object, triggered } => {
@@ -309,36 +342,74 @@ impl Agent {
         };
         self.health.progress.queued(services, endpoints);
         let is_complete = problems.iter().all(|problem| problem.severity != Severity::Error);
-        self.source_problems = problems;
-        self.rules.node_addresses = self.index.node_addresses();
-        self.health.set_node_eligible(self.index.is_node_eligible());
+        self.problems.source = problems;
         self.may_lack &= !is_complete;
+        self.health.set_node_eligible(self.index.is_node_eligible());
+        let addresses = self.index.node_addresses();
+        let is_elsewhere = self.rules.node_addresses != addresses;
+        self.rules.node_addresses = addresses;
+        self.spent += start.elapsed();
+        is_elsewhere
     }
 
-    /// Asks the index again.
+    /// Has the next reconciliation decide and compare everything.
+    fn doubt(&mut self) {
+        self.index.doubt();
+        self.changes = Changes::All;
+    }
+
+    /// What should be served.
+    fn desired(&self) -> &Desired {
+        self.kept.as_ref().unwrap_or_else(|| self.index.desired())
+    }
+
+    /// Has the index follow the objects.
     fn decide(&mut self) {
-        let (mut desired, problems) = self.index.desired();
-        self.index_problems = problems;
-        if self.may_lack {
-            let kept = keep::keep(self.reconciler.actual(), &mut desired);
-            if kept > 0 {
-                tracing::warn!(kept, "input is incomplete since the start: frontends stay");
+        let changes = self.index.follow();
+        if self.may_lack && !changes.is_empty() {
+            let mut desired = self.index.desired().clone();
+            match self.reconciler.maps().read() {
+                Ok(actual) => {
+                    let kept = keep::keep(&actual, &mut desired);
+                    if kept > 0 {
+                        tracing::warn!(kept, "input is incomplete since the start: frontends stay");
+                    }
+                    self.kept = Some(desired);
+                }
+                Err(error) => {
+                    // Rather nothing new than something less.
+                    tracing::error!(%error, "reading what the maps have");
+                    self.kept.get_or_insert_default();
+                }
             }
+            self.changes = Changes::All;
+        } else if !self.may_lack && self.kept.take().is_some() {
+            self.changes = Changes::All;
         }
-        self.health.set_no_local_endpoints(NoLocalEndpoints::of(&desired));
-        self.desired = desired;
+        self.changes.merge(changes);
+        if self.problems.index != self.index.problems() {
+            self.problems.index = self.index.problems().to_vec();
+        }
     }
 
     /// Brings the maps as near to what is desired as they get; when to try again.
     fn reconcile(&mut self, network: &Network, sweep: bool) -> Option<Duration> {
         let start = Instant::now();
-        let is_undecided = std::mem::take(&mut self.is_undecided);
-        if self.index.set_device_addresses(network.addresses()) || is_undecided {
-            self.decide();
+        self.index.set_device_addresses(network.addresses());
+        self.decide();
+        self.look_around(network);
+        let mut changes = std::mem::take(&mut self.changes);
+        if sweep {
+            changes = Changes::All;
         }
+        let desired = self.kept.as_ref().unwrap_or_else(|| self.index.desired());
+        self.is_udp_changed |= changes.has_udp();
+        self.no_local.follow(desired, &changes);
+        self.health.set_no_local_endpoints(self.no_local.count());
         // First, so that nobody is sent here for what is about to go.
-        let (unheard, listen_again) = self.listeners.follow(&self.desired);
-        let facts = self.facts(network);
+        if changes.health_checks() || self.listen_again.is_some() {
+            (self.problems.listening, self.listen_again) = self.listeners.follow(desired);
+        }
         let flows = sweep.then(|| self.reconciler.maps().flow_addresses());
         let flows = match flows.transpose() {
             Ok(flows) => flows,
@@ -347,11 +418,22 @@ impl Agent {
                 None
             }
         };
-        let outcome =
-            self.reconciler.reconcile(&self.desired, &facts, flows.as_ref(), sys::coarse_ns());
+        let now = sys::coarse_ns();
+        let outcome = match &flows {
+            Some(flows) => self.reconciler.reconcile(desired, &self.facts, Some(flows), now),
+            None => self.reconciler.reconcile_some(desired, &self.facts, &changes, now),
+        };
+        if outcome.failure.is_some() {
+            self.changes = Changes::All;
+        }
+        let spent = std::mem::take(&mut self.spent) + start.elapsed();
         if outcome.planned > 0 {
             let (planned, applied) = (outcome.planned, outcome.applied);
-            tracing::info!(planned, applied, "programmed");
+            let micros = spent.as_micros();
+            let touched = changes.frontends();
+            tracing::info!(planned, applied, touched, micros, "programmed");
+        } else if changes == Changes::All {
+            tracing::debug!(micros = spent.as_micros(), "compared everything");
         }
         if let Some(error) = &outcome.failure {
             tracing::error!(%error, retry = ?outcome.retry_after, "programming");
@@ -364,19 +446,19 @@ impl Agent {
         if let Some(error) = &swept.failure {
             tracing::error!(%error, retry = ?swept.retry_after, "ending UDP flows");
         }
-        let mut problems = outcome.problems;
-        problems.extend(unheard);
-        self.report(problems, outcome.failure.as_ref());
+        self.problems.planning = outcome.problems;
+        self.report(outcome.failure.as_ref());
         self.health.programmed(outcome.failure.is_none());
-        self.measure(start.elapsed(), outcome.failure.as_ref());
-        earliest([outcome.retry_after, swept.retry_after, listen_again])
+        let extent = if changes == Changes::All { Extent::Full } else { Extent::Partial };
+        self.measure(extent, spent, outcome.failure.as_ref());
+        earliest([outcome.retry_after, swept.retry_after, self.listen_again])
     }
 
     /// Notes what came of a reconciliation.
-    fn measure(&mut self, took: Duration, failure: Option<&MapError>) {
+    fn measure(&mut self, extent: Extent, took: Duration, failure: Option<&MapError>) {
         let progress = &self.health.progress;
         let is_done = failure.is_none();
-        progress.synced(self.extent, took, is_done);
+        progress.synced(extent, took, is_done);
         if let Some(kube) = self.health.kube() {
             let (warnings, errors) = self.health.problem_counts();
             let (last_sync, error) =
@@ -385,39 +467,67 @@ impl Agent {
         }
         progress.set_rooms(self.reconciler.rooms());
         if is_done {
-            self.extent = Extent::Partial;
             for latency in self.triggers.programmed(SystemTime::now()) {
                 progress.programming.observe(latency.as_secs_f64());
             }
         }
     }
 
-    /// What only this node knows: its addresses, and from where it reaches remote backends.
-    fn facts(&mut self, network: &Network) -> NodeFacts {
-        if self.sources_version != Some(network.routes_version) {
-            self.sources.clear();
-            self.sources_version = Some(network.routes_version);
+    /// What only this node knows: its addresses, and from where it reaches remote backends. Asked is
+    /// for what the changes name alone, unless routes or addresses are others.
+    fn look_around(&mut self, network: &Network) {
+        let addresses = network.addresses();
+        if self.facts.addresses != addresses {
+            self.facts.addresses = addresses;
+            self.changes = Changes::All;
         }
-        let mut facts = NodeFacts { addresses: network.addresses(), snat_sources: BTreeMap::new() };
-        for frontend in self.desired.frontends.values() {
-            for endpoints in [&frontend.external, &frontend.internal] {
-                let Endpoints::Serve(backends) = endpoints else { continue };
-                for backend in backends.difference(&self.desired.local_backends) {
-                    let source = *self.sources.entry(backend.ip()).or_insert_with(|| {
-                        let asked = self.routes.route_source(backend.ip());
-                        let route = asked.unwrap_or_else(|error| {
-                            tracing::warn!(%error, backend = %backend.ip(), "asking for the route");
-                            None
-                        });
-                        route.map(|route| route.source)
-                    });
-                    if let Some(source) = source {
-                        facts.snat_sources.insert(backend.ip(), source);
-                    }
-                }
+        if self.routes_version != Some(network.routes_version) {
+            self.facts.snat_sources.clear();
+            self.unreachable.clear();
+            self.routes_version = Some(network.routes_version);
+            self.changes = Changes::All;
+        }
+        let desired = self.kept.as_ref().unwrap_or_else(|| self.index.desired());
+        let frontends: Box<dyn Iterator<Item = &Frontend>> = match &self.changes {
+            Changes::All => Box::new(desired.frontends.values()),
+            Changes::Some(touched) => {
+                let frontends = touched.frontends.iter();
+                Box::new(frontends.filter_map(|addr| desired.frontends.get(addr)))
+            }
+        };
+        let named = frontends.flat_map(|frontend| [&frontend.external, &frontend.internal]);
+        let named = named.filter_map(|endpoints| match endpoints {
+            Endpoints::Serve(backends) => Some(backends),
+            Endpoints::Reject | Endpoints::Drop => None,
+        });
+        let moved = match &self.changes {
+            Changes::All => None,
+            Changes::Some(touched) => Some(&touched.backends),
+        };
+        let backends = named.flatten().chain(moved.into_iter().flatten());
+        // Backends that nobody names any more are forgotten with the next look at everything.
+        let mut seen = BTreeSet::new();
+        for backend in backends.filter(|backend| !desired.local_backends.contains(backend)) {
+            let ip = backend.ip();
+            if matches!(self.changes, Changes::All) {
+                seen.insert(ip);
+            }
+            if self.facts.snat_sources.contains_key(&ip) || self.unreachable.contains(&ip) {
+                continue;
+            }
+            let route = self.routes.route_source(ip).unwrap_or_else(|error| {
+                tracing::warn!(%error, backend = %ip, "asking for the route");
+                None
+            });
+            match route {
+                Some(route) => drop(self.facts.snat_sources.insert(ip, route.source)),
+                None => drop(self.unreachable.insert(ip)),
             }
         }
-        facts
+        if matches!(self.changes, Changes::All) {
+            self.facts.snat_sources.retain(|ip, _| seen.contains(ip));
+            self.unreachable.retain(|ip| seen.contains(ip));
+        }
     }
 
     /// What has to be known of the stack's connections before programs run.
@@ -472,7 +582,7 @@ impl Agent {
             return false;
         }
         let sockets::Sweep { ops, stale } = match self.socket_maps.udp() {
-            Ok(entries) => sockets::sweep(&entries, &self.desired),
+            Ok(entries) => sockets::sweep(&entries, self.desired()),
             Err(error) => {
                 tracing::warn!(%error, "reading sockets");
                 return true;
@@ -491,10 +601,17 @@ impl Agent {
     }
 
     /// Logs each problem once while it lasts, and tells the API of all.
-    fn report(&mut self, planning: Vec<Problem>, failure: Option<&MapError>) {
-        let mut problems: BTreeSet<_> = planning.into_iter().collect();
-        problems.extend(self.source_problems.iter().cloned());
-        problems.extend(self.index_problems.iter().cloned());
+    fn report(&mut self, failure: Option<&MapError>) {
+        let Found { source, index, planning, listening } = &self.problems;
+        let all = || source.iter().chain(index).chain(planning).chain(listening);
+        if all().count() == 0
+            && self.reported.is_empty()
+            && failure.is_none()
+            && self.failed.is_none()
+        {
+            return;
+        }
+        let problems: BTreeSet<Problem> = all().cloned().collect();
         for problem in problems.difference(&self.reported) {
             match problem.severity {
                 Severity::Warning => tracing::warn!("{problem}"),

@@ -125,7 +125,7 @@ fn side(actual: &Actual, family: Family, table: TableRef) -> Side {
         policy if policy == TablePolicy::Drop as u8 => "drop".to_owned(),
         policy => format!("policy {policy}"),
     };
-    let blocks = BlockRange::of(table).and_then(|range| actual.tables.get(range.indices()));
+    let blocks = BlockRange::of(table).and_then(|range| actual.tables.get(range));
     for id in blocks.into_iter().flatten().flat_map(|block| block.slots) {
         let backend = actual.backends.get(&(family, id)).map(BackendEntry::addr).ok_or(id);
         *shares.entry(backend).or_default() += 1;

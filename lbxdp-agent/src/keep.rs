@@ -9,7 +9,8 @@ use lbxdp_common::{Descriptor, FrontendKind, TableRef};
 
 use crate::apply::{Actual, BackendEntry};
 use crate::model::{
-    Clients, Desired, Endpoints, Family, Frontend, FrontendAddr, Protocol, ServicePortName,
+    Clients, Desired, EndpointSet, Endpoints, Family, Frontend, FrontendAddr, Protocol,
+    ServicePortName,
 };
 use crate::view::{self, Decision};
 
@@ -32,7 +33,9 @@ pub fn keep(actual: &Actual, desired: &mut Desired) -> usize {
         };
         for endpoints in [&frontend.external, &frontend.internal] {
             if let Endpoints::Serve(backends) = endpoints {
-                desired.local_backends.extend(backends.intersection(&local));
+                desired
+                    .local_backends
+                    .extend(backends.iter().filter(|backend| local.contains(backend)));
             }
         }
         desired.frontends.insert(*addr, frontend);
@@ -66,11 +69,8 @@ fn remembered(actual: &Actual, addr: FrontendAddr, id: u32) -> Option<Frontend> 
     let (service, port) = info.name().rsplit_once(':')?;
     let (namespace, service) = service.split_once('/')?;
     let descriptor = actual.descriptors.get(&(family, id))?;
-    let name = ServicePortName {
-        namespace: namespace.to_owned(),
-        service: service.to_owned(),
-        port: port.to_owned(),
-    };
+    let name =
+        ServicePortName { namespace: namespace.into(), service: service.into(), port: port.into() };
     let external = endpoints(actual, family, TableRef(descriptor.external))?;
     let internal = endpoints(actual, family, TableRef(descriptor.internal))?;
     let ranges = || actual.ranges.get(&(family, descriptor.service)).cloned().unwrap_or_default();
@@ -111,7 +111,7 @@ fn endpoints(actual: &Actual, family: Family, table: TableRef) -> Option<Endpoin
         Decision::Drop => Some(Endpoints::Drop),
         Decision::Serve | Decision::None => {
             let backends = view::backends_of(actual, family, table);
-            let backends: BTreeSet<SocketAddr> =
+            let backends: EndpointSet =
                 backends.into_iter().map(|(_, entry)| entry.addr()).collect();
             (!backends.is_empty()).then_some(Endpoints::Serve(backends))
         }
@@ -140,9 +140,9 @@ mod tests {
     fn programmed() -> (Desired, Reconciler<FakeMaps>) {
         let frontend = |port: &str, external: Endpoints| {
             let name = ServicePortName {
-                namespace: "shop".to_owned(),
-                service: "web".to_owned(),
-                port: port.to_owned(),
+                namespace: "shop".into(),
+                service: "web".into(),
+                port: port.into(),
             };
             Frontend::new(FrontendKind::LoadBalancer, name, external, Endpoints::Reject)
         };
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(keep(&reconciler.maps().read().unwrap(), &mut lost), 3);
         assert_eq!(lost.kept, desired.frontends.keys().copied().collect());
         assert_eq!(lost, Desired { kept: lost.kept.clone(), ..desired });
-        assert_eq!(keep(reconciler.actual(), &mut lost), 0);
+        assert_eq!(keep(&reconciler.maps().actual, &mut lost), 0);
     }
 
     #[test]
@@ -185,7 +185,7 @@ mod tests {
         let mut other = lost.frontends.remove(&addr("203.0.113.1:80")).unwrap();
         other.clients.source_ranges = Some([source_range()].into());
         lost.frontends.insert(addr("203.0.113.9:80"), other);
-        assert_eq!(keep(reconciler.actual(), &mut lost), 1);
+        assert_eq!(keep(&reconciler.maps().actual, &mut lost), 1);
         let kept = &lost.frontends[&addr("203.0.113.1:80")].clients;
         assert_eq!(kept.source_ranges, Some([source_range()].into()));
         assert_eq!(kept.affinity, 10);
@@ -198,7 +198,7 @@ mod tests {
         lost.local_backends.clear();
         for frontend in lost.frontends.values_mut() {
             frontend.external = Endpoints::Reject;
-            frontend.serving.clear();
+            frontend.serving = EndpointSet::default();
         }
         let new: SocketAddr = "10.244.0.9:80".parse().unwrap();
         let mut changed = lost.clone();
@@ -212,11 +212,11 @@ mod tests {
         frontend.external = Endpoints::Serve([new].into());
         frontend.serving = [new].into();
         let expected = changed.clone();
-        assert_eq!(keep(reconciler.actual(), &mut changed), 0);
+        assert_eq!(keep(&reconciler.maps().actual, &mut changed), 0);
         assert_eq!(changed, expected);
         let frontend = changed.frontends.get_mut(&addr("203.0.113.1:80")).unwrap();
         frontend.external = Endpoints::Reject;
-        frontend.name.service = "other".to_owned();
-        assert_eq!(keep(reconciler.actual(), &mut changed), 0);
+        frontend.name.service = "other".into();
+        assert_eq!(keep(&reconciler.maps().actual, &mut changed), 0);
     }
 }

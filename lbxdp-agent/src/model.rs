@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use lbxdp_common::{FrontendKind, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP};
@@ -98,11 +100,11 @@ impl fmt::Display for FrontendAddr {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServicePortName {
     /// Namespace of the Service.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Name of the Service.
-    pub service: String,
+    pub service: Arc<str>,
     /// Port name, or the port number where the Service has a single nameless port.
-    pub port: String,
+    pub port: Arc<str>,
 }
 
 impl fmt::Display for ServicePortName {
@@ -111,11 +113,60 @@ impl fmt::Display for ServicePortName {
     }
 }
 
+/// Endpoints in ascending order, without repetition. There may be many copies of a set; they share
+/// its memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EndpointSet(Arc<[SocketAddr]>);
+
+impl EndpointSet {
+    /// Whether it has this endpoint.
+    pub fn contains(&self, endpoint: &SocketAddr) -> bool {
+        self.0.binary_search(endpoint).is_ok()
+    }
+
+    /// Whether `other` has all of its endpoints.
+    pub fn is_subset(&self, other: &Self) -> bool {
+        self.0.iter().all(|endpoint| other.contains(endpoint))
+    }
+}
+
+impl Deref for EndpointSet {
+    type Target = [SocketAddr];
+
+    fn deref(&self) -> &[SocketAddr] {
+        &self.0
+    }
+}
+
+impl FromIterator<SocketAddr> for EndpointSet {
+    fn from_iter<I: IntoIterator<Item = SocketAddr>>(endpoints: I) -> Self {
+        let mut endpoints: Vec<SocketAddr> = endpoints.into_iter().collect();
+        endpoints.sort_unstable();
+        endpoints.dedup();
+        Self(endpoints.into())
+    }
+}
+
+impl<const N: usize> From<[SocketAddr; N]> for EndpointSet {
+    fn from(endpoints: [SocketAddr; N]) -> Self {
+        endpoints.into_iter().collect()
+    }
+}
+
+impl<'a> IntoIterator for &'a EndpointSet {
+    type Item = &'a SocketAddr;
+    type IntoIter = std::slice::Iter<'a, SocketAddr>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
 /// What a client of a frontend may reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoints {
     /// One of these, never empty, all of the frontend's family.
-    Serve(BTreeSet<SocketAddr>),
+    Serve(EndpointSet),
     /// No endpoint anywhere: refuse.
     Reject,
     /// Endpoints, but none that the traffic policy allows: silence.
@@ -135,7 +186,7 @@ pub struct Frontend {
     pub internal: Endpoints,
     /// Every endpoint of the frontend's family that still serves, whatever policies, hints and the
     /// state of others say: UDP flows to one of them stay.
-    pub serving: BTreeSet<SocketAddr>,
+    pub serving: EndpointSet,
     /// What depends on who asks.
     pub clients: Clients,
 }
@@ -148,12 +199,13 @@ impl Frontend {
         external: Endpoints,
         internal: Endpoints,
     ) -> Self {
-        let mut serving = BTreeSet::new();
-        for endpoints in [&external, &internal] {
-            if let Endpoints::Serve(endpoints) = endpoints {
-                serving.extend(endpoints);
+        let serving = match (&external, &internal) {
+            (Endpoints::Serve(one), Endpoints::Serve(other)) if one != other => {
+                one.iter().chain(other.iter()).copied().collect()
             }
-        }
+            (Endpoints::Serve(set), _) | (_, Endpoints::Serve(set)) => set.clone(),
+            _ => EndpointSet::default(),
+        };
         Self { kind, name, external, internal, serving, clients: Clients::default() }
     }
 }

@@ -54,10 +54,14 @@ impl<T: Copy + Ord> Quarantine<T> {
         self.resting.get(&thing).is_some_and(|since| now.saturating_sub(*since) >= QUARANTINE_NS)
     }
 
+    /// What has waited long enough.
+    pub fn over(&self, now: u64) -> impl Iterator<Item = T> {
+        self.resting.keys().copied().filter(move |thing| self.is_over(*thing, now))
+    }
+
     /// Takes out what has waited long enough.
     pub fn drain_over(&mut self, now: u64) -> Vec<T> {
-        let over: Vec<T> =
-            self.resting.keys().copied().filter(|thing| self.is_over(*thing, now)).collect();
+        let over: Vec<T> = self.over(now).collect();
         for thing in &over {
             self.resting.remove(thing);
         }

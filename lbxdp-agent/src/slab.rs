@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use lbxdp_common::{TABLE_BLOCK, TableRef};
+use lbxdp_common::{Descriptor, TABLE_BLOCK, TableRef};
 
 use crate::quarantine::Quarantine;
 
@@ -26,6 +26,12 @@ impl BlockRange {
     pub fn of(table: TableRef) -> Option<Self> {
         let order = table.log2_slots().checked_sub(Self::BLOCK_LOG2)?;
         (table.serves() && order < 32).then_some(Self { first: table.first_block(), order })
+    }
+
+    /// The ranges that a descriptor publishes: one for each word, so the same one twice as well.
+    pub fn published(descriptor: &Descriptor) -> impl Iterator<Item = Self> + use<> {
+        let words = [descriptor.external, descriptor.internal].into_iter();
+        words.filter_map(|word| Self::of(TableRef(word)))
     }
 
     /// The descriptor's word that publishes the range.
@@ -66,11 +72,16 @@ pub struct Slab {
 }
 
 impl Slab {
-    /// A slab of `blocks` blocks, a power of two, all free.
+    /// A slab of `blocks` blocks, all free: powers of two in descending order.
     pub fn new(blocks: usize) -> Self {
-        assert!(blocks.is_power_of_two(), "the slab halves down to single blocks");
-        let mut free = vec![BTreeSet::new(); blocks.trailing_zeros() as usize + 1];
-        free[blocks.trailing_zeros() as usize].insert(0);
+        let mut free = vec![BTreeSet::new(); blocks.max(1).ilog2() as usize + 1];
+        let mut first = 0;
+        for (order, free) in free.iter_mut().enumerate().rev() {
+            if blocks & (1 << order) != 0 {
+                free.insert(first as u32);
+                first += 1 << order;
+            }
+        }
         Self { free, quarantine: Quarantine::default() }
     }
 
@@ -191,6 +202,21 @@ mod tests {
         assert!(!slab.reserve(BlockRange { first: 0, order: 9 }), "larger than the slab");
         assert!(slab.reserve(BlockRange { first: 9, order: 0 }));
         assert_eq!(slab.free_blocks(), 11);
+    }
+
+    #[test]
+    fn a_slab_need_not_be_a_power_of_two() {
+        let mut slab = Slab::new(24);
+        assert_eq!(slab.free_blocks(), 24);
+        assert!(!slab.reserve(BlockRange { first: 16, order: 4 }), "beyond the end");
+        let small = slab.take(3).unwrap();
+        assert_eq!(small, BlockRange { first: 16, order: 3 }, "the large range stays whole");
+        let large = slab.take(4).unwrap();
+        assert_eq!((large.first, slab.take(0)), (0, None));
+        slab.give_back(small);
+        slab.give_back(large);
+        assert_eq!(slab.free_blocks(), 24);
+        assert_eq!(slab.take(4), Some(large));
     }
 
     #[test]

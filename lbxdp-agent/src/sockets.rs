@@ -99,7 +99,7 @@ mod tests {
     use lbxdp_common::FrontendKind;
 
     use super::*;
-    use crate::model::{Endpoints, Frontend, ServicePortName};
+    use crate::model::{EndpointSet, Endpoints, Frontend, ServicePortName};
 
     const VIP: &str = "10.96.0.10:53";
     const OLD: &str = "10.244.1.11:5353";
@@ -127,7 +127,7 @@ mod tests {
     }
 
     fn desired(protocol: Protocol, backends: &[&str]) -> Desired {
-        let serving: BTreeSet<_> = backends.iter().map(|text| socket(text)).collect();
+        let serving: EndpointSet = backends.iter().map(|text| socket(text)).collect();
         let name = ServicePortName {
             namespace: "kube-system".into(),
             service: "kube-dns".into(),

@@ -96,7 +96,7 @@ pub struct FrontendView {
 /// The distinct backends of a table.
 pub fn backends_of(actual: &Actual, family: Family, table: TableRef) -> Vec<(u32, BackendEntry)> {
     let Some(range) = BlockRange::of(table) else { return Vec::new() };
-    let blocks = actual.tables.get(range.indices()).unwrap_or_default();
+    let blocks = actual.tables.get(range).unwrap_or_default();
     let ids: BTreeSet<u32> = blocks.iter().flat_map(|block| block.slots).collect();
     ids.into_iter()
         .filter_map(|id| actual.backends.get(&(family, id)).map(|entry| (id, *entry)))

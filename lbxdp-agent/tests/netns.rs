@@ -18,13 +18,15 @@ use lbxdp_agent::apply::{BackendEntry, MapOp, Maps as _};
 use lbxdp_agent::attach::{self, Config, Dataplane, DeviceStatus, TcKind, TcMode};
 use lbxdp_agent::device::{NoXdp, Rules};
 use lbxdp_agent::model::{
-    Desired, Endpoints, Family, Frontend, FrontendAddr, Protocol, ServicePortName,
+    Desired, EndpointSet, Endpoints, Family, Frontend, FrontendAddr, Protocol, ServicePortName,
 };
 use lbxdp_agent::netlink::genl::{XDP_BASIC, XDP_NDO_XMIT};
 use lbxdp_agent::netlink::{Monitor, Network, Routes};
 use lbxdp_agent::object;
 use lbxdp_agent::pins::{self, Pins};
+use lbxdp_agent::slab::BlockRange;
 use lbxdp_agent::sys::{self, Access, Point};
+use lbxdp_agent::table::Table;
 use lbxdp_agent::udp::Serving;
 use lbxdp_common::{
     AddressFlags, Backend, Descriptor, Flow, FlowKey, FlowState, FrontendInfo, FrontendKind, Hook,
@@ -541,7 +543,7 @@ fn maps_that_do_not_fit_are_rebuilt() {
         let mut second = lab.load();
         let found: Vec<_> = second.rebuilt().iter().map(ToString::to_string).collect();
         assert_eq!(found, ["pinned map frontends_v4: value size is 8, expected 4"]);
-        let replaced = lab.pin_path.join("v2-replaced");
+        let replaced = lab.pin_path.join("v3-replaced");
         assert!(replaced.exists(), "the old programs still run");
         assert_eq!(only(reconcile(&mut second)).error, None);
         assert!(!replaced.exists());
@@ -599,12 +601,16 @@ fn what_is_written_to_the_maps_is_read_back() {
         let table = TableRef::serve(3, 4).0;
         let descriptor = Descriptor { external: table, internal: table, ..Descriptor::default() };
         let block = TableBlock { slots: [7; TABLE_BLOCK] };
+        let table_of = |id| {
+            let endpoints = EndpointSet::from([([10, 0, 0, 1], 80).into()]);
+            Table::new(&endpoints, |_| Some(id)).unwrap()
+        };
         let info = FrontendInfo::new("default/web:http", FrontendKind::ClusterIp);
         let service = AddressFlags { flags: AddressFlags::SERVICE };
         let ops = vec![
             MapOp::SetBackend { id: 5, backend: BackendEntry::V4(backend) },
             MapOp::SetBackend { id: 6, backend: BackendEntry::V6(v6) },
-            MapOp::WriteTable { first_block: 3, blocks: vec![block] },
+            MapOp::WriteTable { first_block: 3, table: table_of(7) },
             MapOp::SetDescriptor { family: Family::V4, id: 9, descriptor },
             MapOp::SetInfo { family: Family::V4, id: 9, info: Box::new(info) },
             MapOp::ResetStats { family: Family::V4, id: 9 },
@@ -628,7 +634,8 @@ fn what_is_written_to_the_maps_is_read_back() {
             ])
         );
         assert_eq!(actual.addresses.len(), 2);
-        assert_eq!(actual.tables[3], block);
+        let range = BlockRange { first: 3, order: 0 };
+        assert_eq!(actual.tables.get(range), Some(&[block][..]));
         assert_eq!(maps.stats(Family::V4, 9).unwrap(), lbxdp_common::FrontendStats::default());
         assert!(maps.counters().unwrap().values().all(|count| *count == 0));
         assert!(maps.drops().unwrap().values().all(|count| *count == 0));
@@ -641,7 +648,7 @@ fn what_is_written_to_the_maps_is_read_back() {
         }
 
         // The first failure stops: nothing is published before its table.
-        let far = MapOp::WriteTable { first_block: u32::MAX, blocks: vec![block] };
+        let far = MapOp::WriteTable { first_block: u32::MAX, table: table_of(7) };
         let (done, error) = maps.apply(&[far, MapOp::InsertFrontend { addr: addr(2), id: 10 }]);
         assert_eq!(done, 0);
         assert_eq!(error.unwrap().map, "tables");
@@ -654,10 +661,7 @@ fn what_is_written_to_the_maps_is_read_back() {
             MapOp::RemoveFrontend { addr: addr(1) },
             MapOp::SetInfo { family: Family::V4, id: 9, info: Box::new(FrontendInfo::UNUSED) },
             MapOp::SetDescriptor { family: Family::V4, id: 9, descriptor: Descriptor::default() },
-            MapOp::WriteTable {
-                first_block: 3,
-                blocks: vec![TableBlock { slots: [0; TABLE_BLOCK] }],
-            },
+            MapOp::WriteTable { first_block: 3, table: table_of(0) },
             MapOp::SetBackend { id: 5, backend: BackendEntry::V4(unused) },
             MapOp::SetBackend { id: 6, backend: BackendEntry::V6(unused6) },
         ];
@@ -727,9 +731,9 @@ fn a_full_table_of_udp_flows_is_swept() {
         for number in 0..10_000_u32 {
             let [_, _, a, b] = number.to_be_bytes();
             let name = ServicePortName {
-                namespace: "default".to_owned(),
-                service: format!("service-{number}"),
-                port: "dns".to_owned(),
+                namespace: "default".into(),
+                service: format!("service-{number}").into(),
+                port: "dns".into(),
             };
             let serving = Endpoints::Serve([(pod, 2).into()].into());
             let frontend = Frontend::new(FrontendKind::ClusterIp, name, serving.clone(), serving);

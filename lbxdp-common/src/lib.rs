@@ -45,13 +45,13 @@ pub use mode::Mode;
 pub use range::RangeKey;
 pub use socket::{SocketKey, SocketPeer};
 
-/// Version of the map layout. It names the pin directory (`/sys/fs/bpf/lbxdp/v2`), so two
+/// Version of the map layout. It names the pin directory (`/sys/fs/bpf/lbxdp/v3`), so two
 /// layouts never meet in one map. Any change to a type of this crate that reaches a map needs
 /// a new number; [`layout`] is how the maps of other versions are read.
 ///
 /// The feature `next-layout` stands for the next version in tests: the same with fields in other
 /// places, so that nothing that takes one layout for the other goes unnoticed.
-pub const ABI_VERSION: u32 = 2 + cfg!(feature = "next-layout") as u32;
+pub const ABI_VERSION: u32 = 3 + cfg!(feature = "next-layout") as u32;
 
 /// IANA protocol number of TCP.
 pub const IPPROTO_TCP: u8 = 6;

@@ -38,6 +38,8 @@ pub struct AgentOptions {
     pub do_not_wait: bool,
     /// At which step of a take-over to end, which only `lbxdp-agent-next` can be told.
     pub end_at: Option<&'static str>,
+    /// Another program than the one beside this test.
+    pub binary: Option<PathBuf>,
 }
 
 /// `--cgroup`. Never the machine's own root: every process would be a client.
@@ -86,6 +88,8 @@ impl Agent {
     #[track_caller]
     fn start_with(node: &Node, source: &[String], options: AgentOptions) -> Self {
         sweep::stale();
+        let binary = options.binary.clone();
+        let binary = binary.unwrap_or_else(|| workspace_binary("lbxdp-agent"));
         let mut agent = Self {
             process: None,
             netns: node.netns.path().to_owned(),
@@ -93,7 +97,7 @@ impl Agent {
             source: source.to_owned(),
             pin_path: sweep::unique_pin_path(),
             options,
-            binary: workspace_binary("lbxdp-agent"),
+            binary,
             scratch: Scratch::new("agent"),
             cgroup: Cgroup::new("sockets"),
         };
@@ -118,7 +122,7 @@ impl Agent {
         self.binary = workspace_binary(name);
     }
 
-    /// The pin path; the maps are in `v2/` below it.
+    /// The pin path; the maps are in `v3/` below it.
     pub fn pin_path(&self) -> &Path {
         &self.pin_path
     }
@@ -157,8 +161,16 @@ impl Agent {
     #[track_caller]
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "the agent is running");
-        let AgentOptions { devices, snat_ports, cgroup, extra, log_filter, do_not_wait, end_at } =
-            &self.options;
+        let AgentOptions {
+            devices,
+            snat_ports,
+            cgroup,
+            extra,
+            log_filter,
+            do_not_wait,
+            end_at,
+            binary: _,
+        } = &self.options;
         let mut command = self.inside();
         command.arg("run").args(&self.source).arg("--state-dir").arg(self.state_dir());
         command.args(["--node-name", &self.node_name]).arg("--pin-path").arg(&self.pin_path);

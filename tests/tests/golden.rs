@@ -81,7 +81,7 @@ fn sockets(addrs: &[&str]) -> BTreeSet<SocketAddr> {
 }
 
 fn serve(backends: &[&str]) -> Endpoints {
-    Endpoints::Serve(sockets(backends))
+    Endpoints::Serve(sockets(backends).into_iter().collect())
 }
 
 /// The maps after each input was reconciled in its turn and every quarantine is over.

@@ -31,7 +31,8 @@ fn facts(desired: &Desired) -> NodeFacts {
     for frontend in desired.frontends.values() {
         for endpoints in [&frontend.external, &frontend.internal] {
             if let Endpoints::Serve(backends) = endpoints {
-                for backend in backends.difference(&desired.local_backends) {
+                let local = &desired.local_backends;
+                for backend in backends.iter().filter(|backend| !local.contains(backend)) {
                     let source = if backend.is_ipv4() { v4 } else { v6 };
                     facts.snat_sources.insert(backend.ip(), source);
                 }
@@ -42,9 +43,12 @@ fn facts(desired: &Desired) -> NodeFacts {
 }
 
 /// The maps after each step of a growing index was programmed and every quarantine is over.
-fn program(steps: &[Index]) -> String {
+fn program(steps: &mut [Index]) -> String {
     let mut reconciler = Reconciler::new(FakeMaps::default(), 0).expect("memory");
     let mut now = 0;
+    for index in steps.iter_mut() {
+        index.follow();
+    }
     let last = steps.last().expect("a step");
     let settled = [last, last, last];
     for (index, flows) in steps
@@ -54,12 +58,12 @@ fn program(steps: &[Index]) -> String {
     {
         now += SECOND;
         reconciler.maps_mut().now = now;
-        let (desired, _) = index.desired();
-        let outcome = reconciler.reconcile(&desired, &facts(&desired), flows.as_ref(), now);
+        let desired = index.desired();
+        let outcome = reconciler.reconcile(desired, &facts(desired), flows.as_ref(), now);
         assert!(outcome.failure.is_none());
         assert_eq!(outcome.problems, [], "planning has nothing to complain about");
     }
-    dump(reconciler.actual())
+    dump(&reconciler.maps().actual)
 }
 
 fn grow<'a>(empty: &Index, objects: impl Iterator<Item = &'a Sourced<Object>>) -> Vec<Index> {
@@ -77,17 +81,17 @@ fn check(manifests: &Path, golden: &Path, empty: &Index) {
     let snapshot = manifests::load(manifests).expect("the case's directory");
     let mut index = empty.clone();
     index.replace(snapshot.objects.clone());
-    let dump = program(std::slice::from_ref(&index));
-    assert_eq!(program(&grow(empty, snapshot.objects.iter())), dump, "one by one");
+    let dump = program(std::slice::from_mut(&mut index));
+    assert_eq!(program(&mut grow(empty, snapshot.objects.iter())), dump, "one by one");
     assert_eq!(
-        program(&grow(empty, snapshot.objects.iter().rev())),
+        program(&mut grow(empty, snapshot.objects.iter().rev())),
         dump,
         "one by one, last first"
     );
 
     let mut text = dump;
     text.push_str("\nproblems\n");
-    for problem in snapshot.problems.iter().chain(&index.desired().1) {
+    for problem in snapshot.problems.iter().chain(index.problems()) {
         let severity = match problem.severity {
             Severity::Warning => "warning",
             Severity::Error => "error",

@@ -72,7 +72,7 @@ fn the_object_has_exactly_the_maps_that_are_pinned() {
         .map(|(name, key, value, entries)| (name.to_owned(), [key, value, entries]))
         .collect();
     assert_eq!(found, expected, "a changed layout needs another ABI_VERSION");
-    assert_eq!(ABI_VERSION, 2);
+    assert_eq!(ABI_VERSION, 3);
 }
 
 /// Map memory is charged to the pod that creates the maps: the bound of what a container needs.

@@ -87,8 +87,8 @@ fn show() -> Result<()> {
     println!("{}", indent(&agent.cli(&["status"])));
     title("What it serves (lbxdp-agent service list)");
     println!("{}", indent(&agent.cli(&["service", "list"])));
-    let map = agent.pin_path().join("v2/frontends_v4");
-    title("The same, as the kernel holds it (bpftool map dump pinned …/v2/frontends_v4)");
+    let map = agent.pin_path().join("v3/frontends_v4");
+    title("The same, as the kernel holds it (bpftool map dump pinned …/v3/frontends_v4)");
     let dump = run_command(command("bpftool").args(["map", "dump", "pinned"]).arg(&map));
     println!("{}", indent(&excerpt(&dump, 24)));
 

@@ -7,6 +7,7 @@ mod ci;
 mod demo;
 mod image;
 mod lab;
+mod scale;
 mod setup;
 mod test;
 mod util;
@@ -37,6 +38,8 @@ enum Task {
     Test(test::Options),
     /// Measure: ratios of samples taken in turn, with quartiles.
     Bench(bench::Options),
+    /// Measure an agent with 10,000 Services of ten endpoints each, from a real API server.
+    Scale(scale::Options),
     /// Formatting, lints, demo and tests.
     Ci,
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Lab(command) => lab::run(&command),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Scale(options) => scale::run(&options),
         Task::Ci => ci::run(),
     };
     match done {

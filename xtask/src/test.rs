@@ -74,8 +74,8 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The programs of a cluster and the agent's image, before any test waits for them. Without Go the tests that need them put
-/// themselves down as skipped.
+/// The programs of a cluster and the agent's image, before any test waits for them. Without Go the tests
+/// that need them put themselves down as skipped.
 fn build_cluster() -> Result<()> {
     match go::missing() {
         None => {

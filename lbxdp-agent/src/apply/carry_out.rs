@@ -81,9 +81,8 @@ impl Actual {
                     self.backends.insert(key, *backend);
                 }
             }
-            MapOp::WriteTable { first_block, blocks } => {
-                let first = *first_block as usize;
-                self.tables[first..first + blocks.len()].copy_from_slice(blocks);
+            MapOp::WriteTable { first_block, table } => {
+                self.tables.write(*first_block, &table.blocks());
             }
             MapOp::SetMember { member } => {
                 self.members.insert(*member);

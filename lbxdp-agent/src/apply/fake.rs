@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use lbxdp_common::{AddressFlags, Descriptor, MemberKey, TableBlock, TableRef};
+use lbxdp_common::limits::TABLE_BLOCKS;
+use lbxdp_common::{AddressFlags, Descriptor, MemberKey};
 
 use super::{Actual, BackendEntry, FlowEntry, MapError, MapOp, Maps};
 use crate::model::{Family, FrontendAddr};
@@ -42,19 +43,21 @@ impl FakeMaps {
 
     fn published(&self) -> impl Iterator<Item = (Family, BlockRange)> + '_ {
         self.actual.descriptors.iter().flat_map(|((family, _), descriptor)| {
-            ranges(descriptor).into_iter().map(move |range| (*family, range))
+            BlockRange::published(descriptor).into_iter().map(move |range| (*family, range))
         })
     }
 
     /// Ids in a range, without repetition.
     fn ids(&self, range: BlockRange) -> BTreeSet<u32> {
-        self.actual.tables[range.indices()].iter().flat_map(|block| block.slots).collect()
+        let blocks = self.actual.tables.get(range);
+        let Some(blocks) = blocks else { panic!("{range:?} was never written") };
+        blocks.iter().flat_map(|block| block.slots).collect()
     }
 
     /// Remembers what a descriptor that is about to change made visible.
     fn note_descriptor(&mut self, family: Family, id: u32) {
         let Some(descriptor) = self.actual.descriptors.get(&(family, id)).copied() else { return };
-        for range in ranges(&descriptor) {
+        for range in BlockRange::published(&descriptor) {
             for block in range.indices() {
                 self.block_seen.insert(block as u32, self.now);
             }
@@ -70,8 +73,8 @@ impl FakeMaps {
     fn check(&mut self, op: &MapOp) {
         match op {
             MapOp::SetBackend { id, backend } => self.check_backend(*id, backend),
-            MapOp::WriteTable { first_block, blocks } => {
-                self.check_table(*first_block as usize, blocks);
+            MapOp::WriteTable { first_block, table } => {
+                self.check_table(*first_block as usize, table.len());
             }
             MapOp::SetDescriptor { family, id, descriptor } => {
                 self.check_descriptor(*family, *id, descriptor);
@@ -127,9 +130,9 @@ impl FakeMaps {
         assert_eq!(taken, None, "{backend:?}: has an id");
     }
 
-    fn check_table(&self, first: usize, blocks: &[TableBlock]) {
-        let end = first + blocks.len();
-        assert!(end <= self.actual.tables.len(), "range {first}..{end} leaves the slab");
+    fn check_table(&self, first: usize, blocks: usize) {
+        let end = first + blocks;
+        assert!(end <= TABLE_BLOCKS, "range {first}..{end} leaves the slab");
         for (_, range) in self.published() {
             let range = range.indices();
             assert!(end <= range.start || range.end <= first, "{range:?} is published");
@@ -145,7 +148,7 @@ impl FakeMaps {
             return;
         }
         if descriptor.affinity != 0 {
-            for range in ranges(descriptor) {
+            for range in BlockRange::published(descriptor) {
                 assert_eq!(
                     self.members(range),
                     self.ids(range),
@@ -153,9 +156,9 @@ impl FakeMaps {
                 );
             }
         }
-        for range in ranges(descriptor) {
+        for range in BlockRange::published(descriptor) {
             assert_eq!(range.indices().start % range.blocks(), 0, "{range:?} is not aligned");
-            assert!(range.indices().end <= self.actual.tables.len(), "{range:?} leaves the slab");
+            assert!(range.indices().end <= TABLE_BLOCKS, "{range:?} leaves the slab");
             for backend in self.ids(range) {
                 let entry = self.actual.backends.get(&(family, backend));
                 let name = format!("{range:?} names {family} backend {backend}");
@@ -182,7 +185,7 @@ impl FakeMaps {
 
     fn with_affinity(&self) -> impl Iterator<Item = BlockRange> + '_ {
         let descriptors = self.actual.descriptors.values();
-        descriptors.filter(|descriptor| descriptor.affinity != 0).flat_map(ranges)
+        descriptors.filter(|descriptor| descriptor.affinity != 0).flat_map(BlockRange::published)
     }
 
     /// Backend ids that are members of a range.
@@ -219,12 +222,6 @@ impl FakeMaps {
         let flags = self.actual.addresses.get(&addr);
         flags.is_some_and(|flags| flags.has(AddressFlags::SERVICE))
     }
-}
-
-/// The ranges a descriptor publishes.
-fn ranges(descriptor: &Descriptor) -> Vec<BlockRange> {
-    let Descriptor { external, internal, .. } = *descriptor;
-    [external, internal].into_iter().filter_map(|word| BlockRange::of(TableRef(word))).collect()
 }
 
 impl Maps for FakeMaps {
@@ -269,10 +266,11 @@ fn is_other_half(flow: &FlowEntry, other: &FlowEntry) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use lbxdp_common::{Backend, FrontendInfo, FrontendKind, TABLE_BLOCK};
+    use lbxdp_common::{Backend, FrontendInfo, FrontendKind, TableRef};
 
     use super::*;
-    use crate::model::Protocol;
+    use crate::model::{EndpointSet, Protocol};
+    use crate::table::Table;
 
     const ADDR: FrontendAddr = FrontendAddr {
         addr: IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)),
@@ -287,7 +285,8 @@ mod tests {
     }
 
     fn table() -> MapOp {
-        MapOp::WriteTable { first_block: 0, blocks: vec![TableBlock { slots: [1; TABLE_BLOCK] }] }
+        let endpoints = EndpointSet::from([([10, 1, 0, 1], 80).into()]);
+        MapOp::WriteTable { first_block: 0, table: Table::new(&endpoints, |_| Some(1)).unwrap() }
     }
 
     fn descriptor() -> MapOp {

@@ -9,18 +9,19 @@ pub mod faulty;
 mod flow;
 pub mod pinned;
 pub mod pressure;
+mod slots;
 pub mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lbxdp_common::{
-    AddressFlags, Backend, Descriptor, FrontendInfo, MemberKey, TableBlock, limits::TABLE_BLOCKS,
-};
+use lbxdp_common::{AddressFlags, Backend, Descriptor, FrontendInfo, MemberKey};
 
 pub use self::flow::FlowEntry;
+pub use self::slots::Slots;
 use crate::model::{Family, FrontendAddr};
+use crate::table::Table;
 
 /// A value of `backends_v4` or `backends_v6`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub enum MapOp {
         /// First block.
         first_block: u32,
         /// Contents.
-        blocks: Vec<TableBlock>,
+        table: Table,
     },
     /// Says that a table has a backend, for affinity to it.
     SetMember {
@@ -125,7 +126,7 @@ pub enum MapOp {
 }
 
 /// What the maps hold: read once at the start, then kept in step with the operations applied.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Actual {
     /// Frontend ids.
     pub frontends: BTreeMap<FrontendAddr, u32>,
@@ -141,22 +142,14 @@ pub struct Actual {
     pub members: BTreeSet<MemberKey>,
     /// Source ranges by family and [`Descriptor::service`].
     pub ranges: BTreeMap<(Family, u32), BTreeSet<IpNet>>,
-    /// The whole table slab, `TABLE_BLOCKS` long.
-    pub tables: Vec<TableBlock>,
+    /// Tables: at least those that descriptors publish. The planner's picture has none.
+    pub tables: Slots,
 }
 
-impl Default for Actual {
-    fn default() -> Self {
-        Self {
-            frontends: BTreeMap::new(),
-            descriptors: BTreeMap::new(),
-            infos: BTreeMap::new(),
-            backends: BTreeMap::new(),
-            addresses: BTreeMap::new(),
-            members: BTreeSet::new(),
-            ranges: BTreeMap::new(),
-            tables: vec![TableBlock { slots: [0; lbxdp_common::TABLE_BLOCK] }; TABLE_BLOCKS],
-        }
+impl Actual {
+    /// The same picture without the contents of tables.
+    pub fn without_tables(&self) -> Self {
+        Self { tables: Slots::default(), ..self.clone() }
     }
 }
 

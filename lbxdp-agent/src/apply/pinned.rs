@@ -13,13 +13,14 @@ use ipnet::IpNet;
 use lbxdp_common::{
     AddressFlags, Backend, Counter, Descriptor, Device, DropReason, Flow, FlowKey, FlowState,
     FrontendInfo, FrontendKey, FrontendStats, IPPROTO_UDP, MemberKey, Mode, Octets, RangeKey,
-    TableBlock, limits::TABLE_BLOCKS,
+    limits::TABLE_BLOCKS,
 };
 
 pub use super::FlowEntry;
 use super::{Actual, BackendEntry, MapError, MapOp, Maps, flow};
 use crate::model::{Family, FrontendAddr, Protocol};
 use crate::pins::Pins;
+use crate::slab::BlockRange;
 use crate::sys::{self, Access, MmapArray};
 
 /// Errors of aya as the kernel's errors that they mostly are.
@@ -500,7 +501,8 @@ impl FlowCounts {
 pub struct PinnedMaps {
     v4: FamilyMaps<[u8; 4]>,
     v6: FamilyMaps<[u8; 16]>,
-    tables: Shared<TableBlock>,
+    /// Not mapped: it is most of all maps, and what is mapped counts as the agent's memory.
+    tables: OwnedFd,
     members: Hash<MemberKey, u32>,
     devices: Hash<u32, Device>,
     mode: Array<MapData, u32>,
@@ -512,9 +514,10 @@ impl PinnedMaps {
     /// Opens the maps by their pins, needing neither an agent nor the object. A map that is not
     /// what this program was built for is an error.
     pub fn open(pins: &Pins, access: Access) -> Result<Self, MapError> {
-        let blocks = sys::obj_get(&pins.map("tables"), access)
-            .and_then(|fd| sys::map_info(fd.as_fd()))
-            .map_err(map_error("tables", pins.map("tables").display()))?
+        let tables = sys::obj_get(&pins.map("tables"), access)
+            .map_err(map_error("tables", pins.map("tables").display()))?;
+        let blocks = sys::map_info(tables.as_fd())
+            .map_err(map_error("tables", "the pinned map"))?
             .max_entries;
         if blocks as usize != TABLE_BLOCKS {
             let wrong = io::Error::new(
@@ -526,7 +529,7 @@ impl PinnedMaps {
         Ok(Self {
             v4: FamilyMaps::open(pins, access)?,
             v6: FamilyMaps::open(pins, access)?,
-            tables: Shared::open(pins, "tables", access)?,
+            tables,
             members: Hash::open(pins, "members", access)?,
             devices: Hash::open(pins, "devices", access)?,
             mode: typed(pins, "mode", access)?,
@@ -541,16 +544,10 @@ impl PinnedMaps {
                 BackendEntry::V4(backend) => self.v4.set_backend(*id, backend),
                 BackendEntry::V6(backend) => self.v6.set_backend(*id, backend),
             },
-            MapOp::WriteTable { first_block, blocks } => {
-                let tables = self.tables.mapped().map_err(map_error("tables", first_block))?;
-                // A range that starts near the end of the numbers must not wrap around.
-                for (index, block) in (u64::from(*first_block)..).zip(blocks) {
-                    u32::try_from(index)
-                        .map_err(|_| io::ErrorKind::InvalidInput.into())
-                        .and_then(|index| tables.write(index, block))
-                        .map_err(map_error("tables", index))?;
-                }
-                Ok(())
+            MapOp::WriteTable { first_block, table } => {
+                let blocks = table.blocks();
+                let written = sys::write_range(self.tables.as_fd(), *first_block, &blocks);
+                written.map_err(map_error("tables", first_block))
             }
             MapOp::SetMember { member } => {
                 let inserted = self.members.map.insert(member, 1, 0);
@@ -734,19 +731,22 @@ fn sum_of(map: &PerCpuArray<MapData, u64>, index: u32) -> io::Result<u64> {
 
 impl Maps for PinnedMaps {
     fn read(&self) -> Result<Actual, MapError> {
-        let tables = self.tables.read().map_err(map_error("tables", "all entries"))?;
         let mut actual = Actual {
-            frontends: BTreeMap::new(),
-            descriptors: BTreeMap::new(),
-            infos: BTreeMap::new(),
-            backends: BTreeMap::new(),
-            addresses: BTreeMap::new(),
             members: self.members.read()?.into_iter().map(|(member, _)| member).collect(),
-            ranges: BTreeMap::new(),
-            tables,
+            ..Actual::default()
         };
         self.v4.read(&mut actual)?;
         self.v6.read(&mut actual)?;
+        let published = actual.descriptors.values().flat_map(BlockRange::published);
+        for range in published.collect::<BTreeSet<_>>() {
+            // What leads out of the slab is no table: whoever looks for it finds none.
+            if range.indices().end <= TABLE_BLOCKS {
+                let blocks = sys::read_range(self.tables.as_fd(), range.first, range.blocks());
+                actual
+                    .tables
+                    .write(range.first, &blocks.map_err(map_error("tables", range.first))?);
+            }
+        }
         Ok(actual)
     }
 

@@ -1,7 +1,7 @@
 //! From the maps of one layout to those of another: an upgrade, or the way back.
 //!
 //! Each directory of maps says what its maps consist of, in links that lead nowhere:
-//! `v2/layout/flows_v4` → `key 16 src@0+4 dst@4+4 … value 32 …`. `ls -l` shows it, and a build
+//! `v3/layout/flows_v4` → `key 16 src@0+4 dst@4+4 … value 32 …`. `ls -l` shows it, and a build
 //! reads with it what an older or a newer one wrote ([`shape`]). Ids are copied with everything
 //! that holds them, so none has to be translated.
 

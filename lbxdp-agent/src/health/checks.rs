@@ -136,9 +136,9 @@ mod tests {
     fn a_node_port_of_that_number_is_reported() {
         let mut desired = desired(&[("a", 30_001, &[(Family::V4, 1)])], &["192.0.2.1"]);
         let name = ServicePortName {
-            namespace: "shop".to_owned(),
-            service: "web".to_owned(),
-            port: "http".to_owned(),
+            namespace: "shop".into(),
+            service: "web".into(),
+            port: "http".into(),
         };
         let frontend =
             Frontend::new(FrontendKind::NodePort, name, Endpoints::Drop, Endpoints::Drop);

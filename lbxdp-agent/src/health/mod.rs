@@ -9,7 +9,7 @@ pub mod checks;
 pub mod listeners;
 pub mod liveness;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lbxdp_common::FrontendKind;
 
 use self::liveness::Liveness;
-use crate::model::{Desired, Endpoints};
+use crate::changes::Changes;
+use crate::model::{Desired, Endpoints, Frontend, FrontendAddr, ServicePortName};
 use crate::progress::Progress;
 use crate::source::kube;
 use crate::sys;
@@ -69,8 +70,12 @@ impl Answers {
 
 /// Service ports of which a traffic policy `Local` leaves no endpoint on this node, though there
 /// are some elsewhere.
+#[derive(Clone, Debug, Default)]
+pub struct NoLocalEndpoints(BTreeMap<FrontendAddr, (FrontendKind, ServicePortName)>);
+
+/// How many those are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NoLocalEndpoints {
+pub struct NoLocalCount {
     /// `internalTrafficPolicy`.
     pub internal: usize,
     /// `externalTrafficPolicy`.
@@ -78,18 +83,35 @@ pub struct NoLocalEndpoints {
 }
 
 impl NoLocalEndpoints {
-    /// Counts them; a Service port of both families counts once.
-    pub fn of(desired: &Desired) -> Self {
-        let mut internal = BTreeSet::new();
-        let mut external = BTreeSet::new();
-        for (addr, frontend) in &desired.frontends {
-            if frontend.external == Endpoints::Drop {
-                let is_internal = frontend.kind == FrontendKind::ClusterIp;
-                let ports = if is_internal { &mut internal } else { &mut external };
-                ports.insert((&frontend.name, addr.protocol));
+    /// Follows changes of what is desired.
+    pub fn follow(&mut self, desired: &Desired, changes: &Changes) {
+        let mut look = |addr: &FrontendAddr, frontend: Option<&Frontend>| match frontend {
+            Some(Frontend { kind, name, external: Endpoints::Drop, .. }) => {
+                self.0.insert(*addr, (*kind, name.clone()));
+            }
+            _ => drop(self.0.remove(addr)),
+        };
+        match changes {
+            Changes::Some(touched) => {
+                touched.frontends.iter().for_each(|addr| look(addr, desired.frontends.get(addr)));
+            }
+            Changes::All => {
+                desired.frontends.iter().for_each(|(addr, frontend)| look(addr, Some(frontend)));
+                self.0.retain(|addr, _| desired.frontends.contains_key(addr));
             }
         }
-        Self { internal: internal.len(), external: external.len() }
+    }
+
+    /// Counts them; a Service port of both families counts once.
+    pub fn count(&self) -> NoLocalCount {
+        let mut internal = BTreeSet::new();
+        let mut external = BTreeSet::new();
+        for (addr, (kind, name)) in &self.0 {
+            let is_internal = *kind == FrontendKind::ClusterIp;
+            let ports = if is_internal { &mut internal } else { &mut external };
+            ports.insert((name, addr.protocol));
+        }
+        NoLocalCount { internal: internal.len(), external: external.len() }
     }
 }
 
@@ -184,14 +206,14 @@ impl Health {
     }
 
     /// How many Service ports lack endpoints here.
-    pub fn set_no_local_endpoints(&self, count: NoLocalEndpoints) {
+    pub fn set_no_local_endpoints(&self, count: NoLocalCount) {
         self.no_local_internal.store(count.internal, Ordering::Relaxed);
         self.no_local_external.store(count.external, Ordering::Relaxed);
     }
 
     /// See [`Self::set_no_local_endpoints`].
-    pub fn no_local_endpoints(&self) -> NoLocalEndpoints {
-        NoLocalEndpoints {
+    pub fn no_local_endpoints(&self) -> NoLocalCount {
+        NoLocalCount {
             internal: self.no_local_internal.load(Ordering::Relaxed),
             external: self.no_local_external.load(Ordering::Relaxed),
         }

@@ -1,12 +1,9 @@
 //! Which endpoints a frontend may use: kube-proxy's `CategorizeEndpoints` (`topology.go`).
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-
 use super::service::Policy;
 use super::slices::{self, Endpoint, State};
 use super::topology::Level;
-use crate::model::{Endpoints, Family};
+use crate::model::{EndpointSet, Endpoints, Family};
 
 /// The two lists of a Service port that every choice is made from. Each is decided for itself:
 /// the ready endpoints, or those that still serve while they end if none is ready. One that is
@@ -15,14 +12,14 @@ use crate::model::{Endpoints, Family};
 pub(super) struct Lists {
     /// For policy Cluster, as near as hints say. Not empty exactly when there is any usable
     /// endpoint anywhere, which decides between refusing and silence: hints never leave nothing.
-    cluster: BTreeSet<SocketAddr>,
+    cluster: EndpointSet,
     /// For policy Local, whatever hints say. It holds every endpoint of the cluster list that is
     /// on this node: a ready one there is a ready one here, and if none is ready there, none is
     /// here.
-    pub local: BTreeSet<SocketAddr>,
+    pub local: EndpointSet,
     /// All that serve, in whatever list or none: UDP flows to them go on (kube-proxy
     /// `conntrack/cleanup.go`).
-    pub serving: BTreeSet<SocketAddr>,
+    pub serving: EndpointSet,
 }
 
 impl Lists {
@@ -32,7 +29,7 @@ impl Lists {
         let ready =
             endpoints.clone().map(|(_, endpoint)| endpoint).filter(|e| e.state == State::Ready);
         let level = Level::of(ready);
-        let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> BTreeSet<SocketAddr> {
+        let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> EndpointSet {
             let picked = endpoints.clone().filter(|(_, endpoint)| wanted(endpoint));
             picked.map(|(addr, _)| *addr).collect()
         };
@@ -41,6 +38,10 @@ impl Lists {
             local: pick(&|e| e.state == State::Ready && e.local),
             serving: pick(&|e| e.state != State::Unusable),
         };
+        if lists.serving == lists.cluster {
+            // Nearly always: one set in memory then.
+            lists.serving = lists.cluster.clone();
+        }
         if lists.cluster.is_empty() {
             lists.cluster = pick(&|e| e.state == State::Draining);
         }

@@ -80,6 +80,18 @@ pub(super) fn check(
     checked
 }
 
+/// Name and protocol of the written ports that are none of those which can be served.
+pub(super) fn unserved(written: &[ServicePort], checked: &[Port]) -> Vec<(Protocol, String)> {
+    let ports = written.iter().filter_map(|port| {
+        Some((protocol(port.protocol.as_deref())?, port.name.as_deref().unwrap_or_default()))
+    });
+    let is_served = |port: &(Protocol, &str)| {
+        checked.iter().any(|checked| (checked.protocol, checked.name.as_str()) == *port)
+    };
+    let unserved = ports.filter(|port| !is_served(port));
+    unserved.map(|(protocol, name)| (protocol, name.to_owned())).collect()
+}
+
 fn check_one(
     index: usize,
     port: &ServicePort,

@@ -11,7 +11,7 @@ use super::clients::Rules;
 use super::config::Config;
 use super::ports::{self, Port};
 use super::{address, external, names};
-use crate::model::{Clients, Family};
+use crate::model::{Clients, Family, Protocol};
 use crate::problem::{Problems, Reporter, quoted};
 use crate::source::{ObjectId, Sourced};
 
@@ -32,6 +32,8 @@ pub(super) struct Plan {
     pub created: i64,
     /// Ports, by position.
     pub ports: Vec<Port>,
+    /// Ports that are written and cannot be served. Slices may have them all the same.
+    unserved: Vec<(Protocol, String)>,
     /// ClusterIPs.
     pub cluster_ips: Vec<Address>,
     /// Addresses of load balancers.
@@ -56,6 +58,19 @@ impl Plan {
     /// What a frontend of `kind` says about its clients.
     pub(super) fn clients(&self, kind: FrontendKind, family: Family) -> Clients {
         self.clients.clients(kind, family)
+    }
+
+    /// Whether something of it is served on the node's addresses of this family.
+    pub(super) fn wants_node_ports(&self, family: Family) -> bool {
+        let has_port = self.ports.iter().any(|port| port.node_port.is_some());
+        self.families.contains(&family) && (has_port || self.health_check_port.is_some())
+    }
+
+    /// Whether the Service has a port with this name and protocol, served or not.
+    pub(super) fn declares(&self, name: &str, protocol: Protocol) -> bool {
+        let mut ports = self.ports.iter().map(|port| (port.protocol, port.name.as_str()));
+        let mut unserved = self.unserved.iter().map(|(protocol, name)| (*protocol, name.as_str()));
+        ports.any(|port| port == (protocol, name)) || unserved.any(|port| port == (protocol, name))
     }
 }
 
@@ -109,7 +124,8 @@ pub(super) fn plan(
         report.error("spec.ports", "empty: the Service is not served");
         return None;
     };
-    let ports = ports::check(ports, type_ != Type::ClusterIp, report);
+    let written = ports;
+    let ports = ports::check(written, type_ != Type::ClusterIp, report);
     let cluster_ips = addresses(cluster_ips, "ClusterIP", report);
     let families = families(&cluster_ips, spec);
     let mut load_balancer_ips = load_balancer_ips(service, type_, report);
@@ -123,6 +139,7 @@ pub(super) fn plan(
         id: id.clone(),
         origin: sourced.origin.clone(),
         created: service.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |t| t.0.as_second()),
+        unserved: ports::unserved(written, &ports),
         ports,
         families,
         cluster_ips,

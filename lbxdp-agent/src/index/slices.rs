@@ -1,19 +1,18 @@
-//! EndpointSlices: the endpoints of every Service port.
+//! EndpointSlices: what is read of each, and the endpoints of a Service's ports by them.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{
     Endpoint as WrittenEndpoint, EndpointConditions, EndpointPort, EndpointSlice,
 };
 
 use super::address;
 use super::ports::{Port, number, protocol};
-use super::service::{HEADLESS_LABEL, PROXY_NAME_LABEL};
-use super::topology::{Here, Hints};
-use crate::model::{Family, Protocol};
+use super::service::{HEADLESS_LABEL, PROXY_NAME_LABEL, Plan};
+use super::topology::{self, Hint, Hints};
+use crate::model::{Family, Problem, Protocol};
 use crate::problem::{Problems, Reporter, quoted};
 use crate::source::{Kind, ObjectId, Sourced};
 
@@ -88,71 +87,165 @@ impl Endpoint {
 /// endpoint: endpoints move between slices, and both may be there for a while.
 pub(super) type Endpoints = BTreeMap<SocketAddr, Endpoint>;
 
-/// What the endpoints of all Services are found by: Service, port *name* and protocol. A named
-/// `targetPort` that differs between pods needs nothing more, as slices carry numbers
-/// (kube-proxy `endpointslicecache.go`).
-#[derive(Debug, Default)]
-pub(super) struct Slices<'a>(BTreeMap<(ObjectId, Protocol), BTreeMap<&'a str, Endpoints>>);
+/// What of a slice counts, read once. What its Service and the node's zone make of it is not in
+/// here: they change without it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Slice {
+    /// The Service that it belongs to; none if it is not used.
+    pub service: Option<ObjectId>,
+    endpoints: Box<[Listed]>,
+    ports: Box<[ListedPort]>,
+    /// What is wrong with it, whether or not its Service is served.
+    pub problems: Vec<Problem>,
+    /// What is wrong with it if its Service is served.
+    problems_if_served: Vec<Problem>,
+}
 
-impl<'a> Slices<'a> {
-    /// Adds the endpoints of a slice. `find` returns the Service of an id, and whether it is
-    /// served: what is not served needs no endpoints, and no complaints about them.
-    pub(super) fn add<'s>(
-        &mut self,
+/// An endpoint of a slice.
+#[derive(Clone, Debug)]
+struct Listed {
+    addr: IpAddr,
+    local: bool,
+    state: State,
+    for_node: Hint,
+    /// Zones that it is meant for.
+    zones: Box<[Box<str>]>,
+}
+
+/// A port of a slice.
+#[derive(Clone, Debug)]
+struct ListedPort {
+    index: usize,
+    name: Box<str>,
+    protocol: Protocol,
+    /// As it is written.
+    number: Option<i32>,
+}
+
+impl Slice {
+    /// Reads a slice, on the node with this name.
+    pub(super) fn read(
         id: &ObjectId,
-        sourced: &'a Sourced<impl AsRef<EndpointSlice>>,
-        here: Here<'_>,
-        find: impl FnOnce(&ObjectId) -> Option<(&'s Service, bool)>,
-        problems: &mut Problems,
-    ) {
+        sourced: &Sourced<impl AsRef<EndpointSlice>>,
+        node: &str,
+    ) -> Self {
         let slice = sourced.object.as_ref();
-        let mut report = problems.about(&sourced.origin, &id.to_string());
-        let report = &mut report;
         let label = |key| slice.metadata.labels.as_ref().and_then(|labels| labels.get(key));
         if label(PROXY_NAME_LABEL).is_some() || label(HEADLESS_LABEL).is_some() {
-            return;
+            return Self::default();
         }
-        let labels = "metadata.labels";
+        let mut problems = Problems::default();
+        let mut report = problems.about(&sourced.origin, &id.to_string());
         let Some(name) = label(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()) else {
             let message = format!("no label {SERVICE_NAME_LABEL}: the slice is not used");
-            return report.error(labels, message);
+            report.error(LABELS, message);
+            return Self { problems: problems.into_sorted(), ..Self::default() };
         };
-        let service_id = ObjectId::new(Kind::Service, Some(&id.namespace), name);
-        let service = match find(&service_id) {
-            Some((service, true)) => service,
-            Some((_, false)) => return,
-            None => {
-                let message = format!("there is no {service_id}: the slice is not used");
-                return report.warning(labels, message);
+        let mut read = Self {
+            service: Some(ObjectId::new(Kind::Service, Some(&id.namespace), name)),
+            ..Self::default()
+        };
+        if let Some(family) = family(&slice.address_type, &mut report) {
+            read.endpoints = endpoints(slice.endpoints.as_deref(), family, node, &mut report);
+            let ports = slice.ports.as_deref().unwrap_or_default();
+            if ports.is_empty() && !read.endpoints.is_empty() {
+                report.warning("ports", "empty: the endpoints of the slice are not used");
             }
-        };
-        let Some(family) = family(&slice.address_type, report) else { return };
-        let addresses = addresses(slice.endpoints.as_deref(), family, here, report);
-        let ports = slice.ports.as_deref().unwrap_or_default();
-        if ports.is_empty() && !addresses.is_empty() {
-            report.warning("ports", "empty: the endpoints of the slice are not used");
+            let ports = ports.iter().enumerate();
+            read.ports =
+                ports.filter_map(|(i, port)| ListedPort::read(i, port, &mut report)).collect();
         }
-        for (index, port) in ports.iter().enumerate() {
-            let field = format!("ports[{index}]");
-            let Some((name, protocol, number)) = read_port(port, service, &field, report) else {
-                continue;
-            };
-            let by_name = self.0.entry((service_id.clone(), protocol)).or_default();
-            let endpoints = by_name.entry(name).or_default();
-            for (addr, endpoint) in &addresses {
-                let mut addr = *addr;
-                addr.set_port(number);
-                let known = endpoints.entry(addr).or_insert(*endpoint);
-                *known = known.merge(*endpoint);
+        read.problems_if_served = problems.into_sorted();
+        read
+    }
+
+    /// Says that there is no such Service.
+    pub(super) fn report_missing(service: &ObjectId, report: &mut Reporter<'_>) {
+        report.warning(LABELS, format!("there is no {service}: the slice is not used"));
+    }
+}
+
+const LABELS: &str = "metadata.labels";
+
+impl ListedPort {
+    fn read(index: usize, port: &EndpointPort, report: &mut Reporter<'_>) -> Option<Self> {
+        let Some(protocol) = protocol(port.protocol.as_deref()) else {
+            let value = quoted(port.protocol.as_deref().unwrap_or_default());
+            let message = format!("{value} is none of TCP, UDP, SCTP: this port is not used");
+            report.error(format!("ports[{index}].protocol"), message);
+            return None;
+        };
+        // The API server fills in an empty name; a file may leave it away.
+        let name = port.name.as_deref().unwrap_or_default().into();
+        Some(Self { index, name, protocol, number: port.port })
+    }
+
+    /// The number, if the Service has such a port.
+    fn number(&self, plan: &Plan, report: &mut Reporter<'_>) -> Option<u16> {
+        let Self { index, name, protocol, number: written } = self;
+        if !plan.declares(name, *protocol) {
+            let message = format!(
+                "the Service has no {protocol} port with the name {}: this port is not used",
+                quoted(name)
+            );
+            report.warning(format!("ports[{index}].name"), message);
+            return None;
+        }
+        let number = written.and_then(number);
+        if number.is_none() {
+            let value = written.map_or("missing".to_owned(), |port| port.to_string());
+            let message = format!("{value}, not in 1..65535: this port is not used");
+            report.error(format!("ports[{index}].port"), message);
+        }
+        number
+    }
+}
+
+/// The endpoints of one Service by port *name* and protocol. A named `targetPort` that differs
+/// between pods needs nothing more, as slices carry numbers (kube-proxy `endpointslicecache.go`).
+#[derive(Debug, Default)]
+pub(super) struct Slices<'a>(BTreeMap<(Protocol, &'a str), Endpoints>);
+
+impl<'a> Slices<'a> {
+    /// Adds the endpoints of a slice, as a node in this zone sees them.
+    pub(super) fn add(
+        &mut self,
+        slice: &'a Slice,
+        plan: &Plan,
+        zone: Option<&str>,
+        problems: &mut Problems,
+        about: (&str, &ObjectId),
+    ) {
+        problems.extend(slice.problems_if_served.iter().cloned());
+        let (origin, id) = about;
+        let mut report = problems.about(origin, &id.to_string());
+        for port in &slice.ports {
+            let Some(number) = port.number(plan, &mut report) else { continue };
+            let endpoints = self.0.entry((port.protocol, &port.name)).or_default();
+            for listed in &slice.endpoints {
+                let endpoint = listed.seen_from(zone);
+                let addr = SocketAddr::new(listed.addr, number);
+                let known = endpoints.entry(addr).or_insert(endpoint);
+                *known = known.merge(endpoint);
             }
         }
     }
 
     /// The endpoints of a Service port.
-    pub(super) fn of(&self, service: &ObjectId, port: &Port) -> &Endpoints {
+    pub(super) fn of(&self, port: &Port) -> &Endpoints {
         const NONE: &Endpoints = &BTreeMap::new();
-        let by_name = self.0.get(&(service.clone(), port.protocol));
-        by_name.and_then(|ports| ports.get(port.name.as_str())).unwrap_or(NONE)
+        let mut ports = self.0.iter();
+        let is_port =
+            |(protocol, name): (Protocol, &str)| protocol == port.protocol && name == port.name;
+        ports.find(|(key, _)| is_port(**key)).map_or(NONE, |(_, endpoints)| endpoints)
+    }
+}
+
+impl Listed {
+    fn seen_from(&self, zone: Option<&str>) -> Endpoint {
+        let zones = self.zones.iter().map(Box::as_ref);
+        let hints = Hints { node: self.for_node, zone: Hint::of(zones, zone) };
+        Endpoint { local: self.local, state: self.state, hints }
     }
 }
 
@@ -167,13 +260,13 @@ fn family(address_type: &str, report: &mut Reporter<'_>) -> Option<Family> {
     None
 }
 
-/// The usable endpoints of a slice, with port 0.
-fn addresses(
+/// The usable endpoints of a slice.
+fn endpoints(
     endpoints: Option<&[WrittenEndpoint]>,
     family: Family,
-    here: Here<'_>,
+    node: &str,
     report: &mut Reporter<'_>,
-) -> Vec<(SocketAddr, Endpoint)> {
+) -> Box<[Listed]> {
     let mut usable = Vec::new();
     for (index, endpoint) in endpoints.unwrap_or_default().iter().enumerate() {
         let field = format!("endpoints[{index}].addresses");
@@ -187,12 +280,13 @@ fn addresses(
         }
         let reason = match address::parse(text) {
             Ok(addr) if Family::of(addr) == family => {
-                let endpoint = Endpoint {
-                    local: endpoint.node_name.as_deref() == Some(here.node),
+                usable.push(Listed {
+                    addr,
+                    local: endpoint.node_name.as_deref() == Some(node),
                     state: State::of(endpoint.conditions.as_ref()),
-                    hints: Hints::read(endpoint.hints.as_ref(), here),
-                };
-                usable.push((SocketAddr::new(addr, 0), endpoint));
+                    for_node: topology::for_node(endpoint.hints.as_ref(), node),
+                    zones: topology::zones(endpoint.hints.as_ref()).map(Box::from).collect(),
+                });
                 continue;
             }
             Ok(_) => format!("is not of the slice's family {family}"),
@@ -201,42 +295,5 @@ fn addresses(
         let message = format!("{} {reason}: the endpoint is not used", quoted(text));
         report.error(format!("{field}[0]"), message);
     }
-    usable
-}
-
-/// Name, protocol and number of a slice port, if the Service has such a port.
-fn read_port<'a>(
-    port: &'a EndpointPort,
-    service: &Service,
-    field: &str,
-    report: &mut Reporter<'_>,
-) -> Option<(&'a str, Protocol, u16)> {
-    let Some(transport) = protocol(port.protocol.as_deref()) else {
-        let value = quoted(port.protocol.as_deref().unwrap_or_default());
-        let message = format!("{value} is none of TCP, UDP, SCTP: this port is not used");
-        report.error(format!("{field}.protocol"), message);
-        return None;
-    };
-    // The API server fills in an empty name; a file may leave it away.
-    let name = port.name.as_deref().unwrap_or_default();
-    let mut declared = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-    if !declared.any(|declared| {
-        declared.name.as_deref().unwrap_or_default() == name
-            && protocol(declared.protocol.as_deref()) == Some(transport)
-    }) {
-        let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        let message = format!(
-            "the Service has no {protocol} port with the name {}: this port is not used",
-            quoted(name)
-        );
-        report.warning(format!("{field}.name"), message);
-        return None;
-    }
-    let Some(number) = port.port.and_then(number) else {
-        let value = port.port.map_or("missing".to_owned(), |port| port.to_string());
-        let message = format!("{value}, not in 1..65535: this port is not used");
-        report.error(format!("{field}.port"), message);
-        return None;
-    };
-    Some((name, transport, number))
+    usable.into()
 }

@@ -7,13 +7,16 @@ use k8s_openapi::api::discovery::v1::EndpointHints;
 
 use super::slices::Endpoint;
 
-/// Where this node is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Here<'a> {
-    /// Its name.
-    pub node: &'a str,
-    /// Its zone, if it is labelled with one.
-    pub zone: Option<&'a str>,
+/// What `forNodes` says to the node with this name.
+pub(super) fn for_node(hints: Option<&EndpointHints>, node: &str) -> Hint {
+    let nodes = hints.and_then(|hints| hints.for_nodes.as_deref()).unwrap_or_default();
+    Hint::of(nodes.iter().map(|node| node.name.as_str()), Some(node))
+}
+
+/// The zones of `forZones`.
+pub(super) fn zones(hints: Option<&EndpointHints>) -> impl Iterator<Item = &str> {
+    let zones = hints.and_then(|hints| hints.for_zones.as_deref()).unwrap_or_default();
+    zones.iter().map(|zone| zone.name.as_str())
 }
 
 /// What the hints of an endpoint say of one level.
@@ -29,7 +32,8 @@ pub(super) enum Hint {
 }
 
 impl Hint {
-    fn of<'a>(mut names: impl Iterator<Item = &'a str>, here: Option<&str>) -> Self {
+    /// What these names say to one who has the name `here`.
+    pub(super) fn of<'a>(mut names: impl Iterator<Item = &'a str>, here: Option<&str>) -> Self {
         let Some(first) = names.next() else { return Self::Absent };
         if here.is_some_and(|here| first == here || names.any(|name| name == here)) {
             Self::Here
@@ -49,16 +53,6 @@ pub(super) struct Hints {
 }
 
 impl Hints {
-    /// As an endpoint has them.
-    pub(super) fn read(hints: Option<&EndpointHints>, here: Here<'_>) -> Self {
-        let nodes = hints.and_then(|hints| hints.for_nodes.as_deref()).unwrap_or_default();
-        let zones = hints.and_then(|hints| hints.for_zones.as_deref()).unwrap_or_default();
-        Self {
-            node: Hint::of(nodes.iter().map(|node| node.name.as_str()), Some(here.node)),
-            zone: Hint::of(zones.iter().map(|zone| zone.name.as_str()), here.zone),
-        }
-    }
-
     /// Of two that say different things the one that allows more.
     pub(super) fn merge(self, other: Self) -> Self {
         Self { node: self.node.max(other.node), zone: self.zone.max(other.zone) }

@@ -17,7 +17,7 @@ use prometheus_client::registry::Registry;
 
 use crate::attach;
 use crate::device::Why;
-use crate::health::{Health, NoLocalEndpoints};
+use crate::health::{Health, NoLocalCount};
 use crate::netlink::Monitor;
 use crate::pins::Pins;
 use crate::progress::Progress;
@@ -73,7 +73,7 @@ fn register_agent(registry: &mut Registry, health: &Health) {
         "Service ports that a policy Local leaves without endpoints on this node, though others have \
          some",
     );
-    let NoLocalEndpoints { internal, external } = health.no_local_endpoints();
+    let NoLocalCount { internal, external } = health.no_local_endpoints();
     for (policy, count) in [("internal", internal), ("external", external)] {
         no_local.get_or_create(&label("traffic_policy", policy)).set(signed(count));
     }

@@ -112,9 +112,9 @@ impl Backends {
         &self.ids
     }
 
-    /// Whether a backend has been in no table for long enough to go.
-    pub(super) fn may_go(&self, key: (Family, u32), now: u64) -> bool {
-        self.idle.is_over(key, now)
+    /// Backends that have been in no table for long enough to go.
+    pub(super) fn may_go(&self, now: u64) -> impl Iterator<Item = (Family, u32)> {
+        self.idle.over(now)
     }
 
     /// Whether backends will go by waiting.
@@ -136,14 +136,13 @@ impl Backends {
         }
     }
 
-    /// Follows which backends are in published tables.
-    pub(super) fn settle(&mut self, actual: &Actual, published: &BTreeSet<(Family, u32)>) {
-        for key in actual.backends.keys() {
-            if published.contains(key) {
-                self.idle.cancel(*key);
-            } else {
-                self.idle.enter(*key);
-            }
-        }
+    /// Follows a backend of the maps into its first published table.
+    pub(super) fn busy(&mut self, key: (Family, u32)) {
+        self.idle.cancel(key);
+    }
+
+    /// Follows a backend of the maps out of its last published table.
+    pub(super) fn idle(&mut self, key: (Family, u32)) {
+        self.idle.enter(key);
     }
 }

@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use lbxdp_common::limits::{MAX_MEMBERS, MAX_RANGES};
-use lbxdp_common::{Descriptor, FrontendInfo, MemberKey, TableRef};
+use lbxdp_common::{Descriptor, FrontendInfo, MemberKey};
 
+use super::scope::{After, Scope};
 use super::tables::Tables;
 use super::{Draft, PerFamily, Problems};
 use crate::apply::{Actual, MapOp};
@@ -40,6 +41,10 @@ pub(super) fn decide(
     tables: &Tables,
     problems: &mut Problems,
 ) -> Wanted {
+    let ports = service_ports(draft);
+    if ports.is_empty() {
+        return Wanted::default();
+    }
     let in_family = |family: Family| {
         let ranges = actual.ranges.iter().filter(|((other, _), _)| *other == family);
         MAX_RANGES.saturating_sub(ranges.map(|(_, ranges)| ranges.len()).sum())
@@ -49,7 +54,7 @@ pub(super) fn decide(
         ranges: PerFamily { v4: in_family(Family::V4), v6: in_family(Family::V6) },
     };
     let mut wanted = Wanted::default();
-    for port in service_ports(draft) {
+    for port in ports {
         let service = service_id(&port, draft, actual);
         let flags = wanted.admit(&port, service, draft, actual, &mut room, problems);
         for addr in port {
@@ -190,10 +195,7 @@ impl Wanted {
         actual: &Actual,
         room: &mut Room,
     ) -> bool {
-        let ranges: BTreeSet<BlockRange> = [descriptor.external, descriptor.internal]
-            .into_iter()
-            .filter_map(|word| BlockRange::of(TableRef(word)))
-            .collect();
+        let ranges: BTreeSet<BlockRange> = BlockRange::published(descriptor).collect();
         let members: BTreeSet<MemberKey> = ranges
             .into_iter()
             .flat_map(|range| {
@@ -214,9 +216,12 @@ impl Wanted {
     }
 
     /// What is neither wanted nor read by any descriptor: a change that failed left it behind, and
-    /// the next descriptor to lead there would find it.
-    pub(super) fn leftovers(&self, actual: &Actual) -> Vec<MapOp> {
-        self.removals(actual, false)
+    /// the next descriptor to lead there would find it. After a failure all frontends are looked at.
+    pub(super) fn leftovers(&self, scope: Scope<'_>, actual: &Actual) -> Vec<MapOp> {
+        match scope {
+            Scope::All => self.removals(actual, false),
+            Scope::Some(_) => Vec::new(),
+        }
     }
 
     /// What is wanted and is not there yet.
@@ -232,8 +237,25 @@ impl Wanted {
     }
 
     /// What descriptors led to and is not wanted any more.
-    pub(super) fn gone(&self, actual: &Actual) -> Vec<MapOp> {
-        self.removals(actual, true)
+    pub(super) fn gone(
+        &self,
+        scope: Scope<'_>,
+        before: &[(Family, Descriptor)],
+        after: &After,
+        actual: &Actual,
+    ) -> Vec<MapOp> {
+        if matches!(scope, Scope::All) {
+            return self.removals(actual, true);
+        }
+        let members = after.unremembered().flat_map(|range| members_of(range, actual));
+        let members = members.filter(|member| !self.members.contains(member));
+        let members = members.map(|member| MapOp::RemoveMember { member: *member });
+        let restricted =
+            before.iter().filter(|(_, descriptor)| descriptor.has(Descriptor::SOURCE_RANGES));
+        let services: BTreeSet<(Family, u32)> =
+            restricted.map(|(family, descriptor)| (*family, descriptor.service)).collect();
+        let ranges = services.iter().filter_map(|key| actual.ranges.get_key_value(key));
+        members.chain(ranges.flat_map(|(key, ranges)| self.unwanted(key, ranges))).collect()
     }
 
     fn removals(&self, actual: &Actual, read: bool) -> Vec<MapOp> {
@@ -241,24 +263,33 @@ impl Wanted {
         let mut services = BTreeSet::new();
         for ((family, _), descriptor) in &actual.descriptors {
             if descriptor.affinity != 0 {
-                let words = [descriptor.external, descriptor.internal].into_iter();
-                tables.extend(words.filter_map(|word| BlockRange::of(TableRef(word))));
+                tables.extend(BlockRange::published(descriptor).map(|range| range.first));
             }
             if descriptor.has(Descriptor::SOURCE_RANGES) {
                 services.insert((*family, descriptor.service));
             }
         }
-        let tables: BTreeSet<u32> = tables.into_iter().map(|range| range.first).collect();
         let members = actual.members.difference(&self.members);
         let members = members.filter(|member| tables.contains(&member.first_block) == read);
         let members = members.map(|member| MapOp::RemoveMember { member: *member });
         let ranges = actual.ranges.iter().filter(|(key, _)| services.contains(*key) == read);
-        let ranges = ranges.flat_map(|(key, ranges)| {
-            let wanted = self.ranges.get(key);
-            let gone =
-                ranges.iter().filter(move |range| wanted.is_none_or(|w| !w.contains(*range)));
-            gone.map(|range| MapOp::RemoveRange { service: key.1, range: *range })
-        });
-        members.chain(ranges).collect()
+        members.chain(ranges.flat_map(|(key, ranges)| self.unwanted(key, ranges))).collect()
     }
+
+    /// Removes what of these ranges is not wanted.
+    fn unwanted<'a>(
+        &self,
+        key: &(Family, u32),
+        ranges: &'a BTreeSet<IpNet>,
+    ) -> impl Iterator<Item = MapOp> + use<'a, '_> {
+        let (wanted, service) = (self.ranges.get(key), key.1);
+        let gone = ranges.iter().filter(move |range| wanted.is_none_or(|w| !w.contains(*range)));
+        gone.map(move |range| MapOp::RemoveRange { service, range: *range })
+    }
+}
+
+/// The members of a table.
+fn members_of(range: BlockRange, actual: &Actual) -> impl Iterator<Item = &MemberKey> {
+    let key = |backend| MemberKey { first_block: range.first, backend };
+    actual.members.range(key(0)..=key(u32::MAX))
 }

@@ -8,13 +8,18 @@
 //! them. Ids and ranges that were visible rest before they are used again
 //! ([`crate::quarantine`]).
 //!
-//! Nothing is counted: which ranges, ids and backends are in use is derived from the picture of
-//! the maps after each batch, so an operation that failed leaves nothing behind but the need to
-//! plan again.
+//! Which ranges and backends are in use follows from the picture of the maps: each descriptor that
+//! changes there counts. So an operation that failed leaves nothing behind but the need to plan
+//! again.
+//!
+//! A plan compares everything, or what is said to have changed. Both are one way through the same
+//! steps; they differ in whom they look at. After anything but a complete success everything is
+//! compared.
 
 mod addresses;
 mod backends;
 mod clients;
+mod scope;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -28,16 +33,18 @@ use lbxdp_common::limits::{
 use lbxdp_common::{AddressFlags, Descriptor, FrontendInfo, TablePolicy, TableRef};
 
 use crate::apply::{Actual, BackendEntry, MapOp};
+use crate::changes::Touched;
 use crate::model::{
-    Desired, Endpoints, Family, Frontend, FrontendAddr, NodeFacts, Problem, Reason,
+    Desired, EndpointSet, Endpoints, Family, Frontend, FrontendAddr, NodeFacts, Problem, Reason,
     ServicePortName, Severity,
 };
 use crate::progress::Room;
 use crate::quarantine::IdPool;
-use crate::slab::BlockRange;
+use crate::table::Table;
 
 use backends::Backends;
-use tables::{EndpointSet, Tables};
+use scope::{After, Scope};
+use tables::Tables;
 
 /// One of something for each family.
 #[derive(Debug)]
@@ -49,6 +56,17 @@ struct PerFamily<T> {
 impl<T> PerFamily<T> {
     fn new(make: impl Fn() -> T) -> Self {
         Self { v4: make(), v6: make() }
+    }
+
+    const fn get(&self, family: Family) -> &T {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    fn map<U>(self, f: impl Fn(T) -> U) -> PerFamily<U> {
+        PerFamily { v4: f(self.v4), v6: f(self.v6) }
     }
 
     fn get_mut(&mut self, family: Family) -> &mut T {
@@ -71,12 +89,20 @@ pub struct Plan {
 /// Keeps the picture of the maps and decides what changes it.
 #[derive(Debug)]
 pub struct Planner {
+    /// Without the contents of tables: [`Tables`] knows the endpoints that they follow from.
     actual: Actual,
+    /// Tables in the maps that a plan which failed did not come to publish, by first block.
+    written: BTreeMap<u32, Table>,
     frontend_pools: PerFamily<IdPool>,
     frontend_ids: BTreeMap<FrontendAddr, u32>,
     frontend_drafts: BTreeMap<FrontendAddr, u32>,
     backends: Backends,
     tables: Tables,
+    /// Of the last plan, by frontend.
+    warnings: BTreeMap<FrontendAddr, BTreeSet<Problem>>,
+    /// Operations of the last plan that were not carried out. Before the first one there is no
+    /// saying.
+    open: Option<usize>,
     /// Something had no room in the last plan.
     exhausted: bool,
     /// The last plan made room among source ranges or members.
@@ -98,28 +124,34 @@ impl Planner {
             }
         }
         let mut backends = Backends::read(actual);
-        let tables = Tables::read(actual, backends.ids());
-        backends.settle(actual, &tables.published_backends());
+        let mut tables = Tables::read(actual, backends.ids());
+        for key in actual.backends.keys().filter(|key| !tables.names(**key)) {
+            backends.idle(*key);
+        }
         backends.begin(now);
+        tables.begin(now);
         Self {
-            actual: actual.clone(),
+            actual: actual.without_tables(),
+            written: BTreeMap::new(),
             frontend_pools,
             frontend_ids,
             frontend_drafts: BTreeMap::new(),
             backends,
             tables,
+            warnings: BTreeMap::new(),
+            open: None,
             exhausted: false,
             makes_room: false,
         }
     }
 
-    /// The picture of the maps.
+    /// The picture of the maps, without the contents of tables.
     pub const fn actual(&self) -> &Actual {
         &self.actual
     }
 
-    /// Compares. `flows` are the addresses that live flows use, read just before, or none if they
-    /// were not read: then everything that flows may need stays.
+    /// Compares everything. `flows` are the addresses that live flows use, read just before, or none
+    /// if they were not read: then everything that flows may need stays.
     ///
     /// A plan that is not carried out is forgotten by the next one.
     pub fn plan(
@@ -129,27 +161,64 @@ impl Planner {
         flows: Option<&BTreeSet<IpAddr>>,
         now: u64,
     ) -> Plan {
+        self.plan_within(Scope::All, desired, facts, flows, now).unwrap_or_default()
+    }
+
+    /// Compares what may differ from the `desired` of the last plan; `facts` are those of the last
+    /// plan but for new backends. Where that is not enough, everything is compared.
+    pub fn plan_some(
+        &mut self,
+        desired: &Desired,
+        facts: &NodeFacts,
+        touched: &Touched,
+        now: u64,
+    ) -> Plan {
+        let is_enough = self.open == Some(0) && !self.exhausted;
+        let plan = is_enough
+            .then(|| self.plan_within(Scope::Some(touched), desired, facts, None, now))
+            .flatten();
+        match plan {
+            Some(plan) => plan,
+            None => self.plan(desired, facts, None, now),
+        }
+    }
+
+    /// `None` if the scope is too narrow.
+    fn plan_within(
+        &mut self,
+        scope: Scope<'_>,
+        desired: &Desired,
+        facts: &NodeFacts,
+        flows: Option<&BTreeSet<IpAddr>>,
+        now: u64,
+    ) -> Option<Plan> {
         self.begin(now);
         let mut draft =
             Draft { desired, facts, served: BTreeMap::new(), backends: BTreeMap::new() };
         let mut problems = Problems::default();
-        for (addr, frontend) in &desired.frontends {
-            self.plan_frontend(&mut draft, &mut problems, *addr, frontend);
+        for (addr, frontend) in scope.frontends(desired) {
+            self.plan_frontend(&mut draft, &mut problems, addr, frontend);
         }
 
         let clients = clients::decide(&mut draft, &self.actual, &self.tables, &mut problems);
+        if problems.exhausted && !matches!(scope, Scope::All) {
+            return None;
+        }
+        let before = scope.descriptors(&self.actual, &self.frontend_ids);
+        let after = After::new(&before, &draft, &self.tables);
+        self.plan_moved(scope, &after, &mut draft)?;
 
-        let leftovers = clients.leftovers(&self.actual);
-        let gone = clients.gone(&self.actual);
+        let leftovers = clients.leftovers(scope, &self.actual);
+        let gone = clients.gone(scope, &before, &after, &self.actual);
         self.makes_room = !leftovers.is_empty() || !gone.is_empty();
         let mut ops = leftovers;
-        let used = self.plan_tables(&draft, &mut ops);
+        self.plan_tables(&draft, &after, &mut ops);
         ops.extend(clients.additions(&self.actual));
         self.plan_frontends(&draft, &mut ops);
-        let going = self.going_backends(&used, now);
-        self.plan_addresses(&draft, &going, flows, &mut problems, &mut ops);
-        self.plan_removals(&draft, &mut ops);
-        self.plan_retirements(&used, &going, &mut ops);
+        let going = self.going_backends(&after, now);
+        self.plan_addresses(scope, &draft, &going, flows, &mut problems, &mut ops);
+        self.plan_removals(scope, &draft, &mut ops);
+        self.plan_retirements(scope, &after, &going, &mut ops);
         ops.extend(gone);
         ops.extend(
             going.iter().map(|(family, id)| MapOp::SetBackend {
@@ -158,8 +227,16 @@ impl Planner {
             }),
         );
 
+        if problems.exhausted && !matches!(scope, Scope::All) {
+            return None;
+        }
         self.exhausted = problems.exhausted;
-        Plan { ops, problems: problems.found.into_iter().collect() }
+        scope.forget(&mut self.warnings);
+        self.warnings.extend(problems.warnings);
+        self.open = Some(ops.len());
+        let mut found = problems.found;
+        found.extend(self.warnings.values().flatten().cloned());
+        Some(Plan { ops, problems: found.into_iter().collect() })
     }
 
     /// How full the maps are that hold ids and ranges, and those that cannot tell at a glance.
@@ -197,11 +274,20 @@ impl Planner {
 
     /// Follows the operations of the last plan that were carried out, in their order.
     pub fn commit(&mut self, applied: &[MapOp]) {
+        self.open = self.open.map(|open| open.saturating_sub(applied.len()));
         for op in applied {
             match op {
                 MapOp::SetBackend { id, backend } => {
-                    let before = self.actual.backends.get(&(backend.family(), *id));
+                    let key = (backend.family(), *id);
+                    let before = self.actual.backends.get(&key);
                     self.backends.applied(before.map(BackendEntry::addr), *id, backend);
+                    if !backend.is_unused() && !self.tables.names(key) {
+                        self.backends.idle(key);
+                    }
+                }
+                MapOp::SetDescriptor { family, id, descriptor } => {
+                    let before = self.actual.descriptors.get(&(*family, *id));
+                    self.tables.follow(before, descriptor, &mut self.backends);
                 }
                 MapOp::InsertFrontend { addr, id } => {
                     self.frontend_drafts.remove(addr);
@@ -217,18 +303,34 @@ impl Planner {
                 | MapOp::RemoveMember { .. }
                 | MapOp::SetRange { .. }
                 | MapOp::RemoveRange { .. }
-                | MapOp::SetDescriptor { .. }
                 | MapOp::SetInfo { .. }
                 | MapOp::ResetStats { .. }
                 | MapOp::SetAddress { .. }
                 | MapOp::RemoveAddress { .. } => {}
             }
-            self.actual.carry_out(op);
+            match op {
+                MapOp::WriteTable { first_block, table } => {
+                    self.note_table(*first_block, table);
+                }
+                op => self.actual.carry_out(op),
+            }
         }
-        if !applied.is_empty() {
-            self.tables.settle(&self.actual);
-            self.backends.settle(&self.actual, &self.tables.published_backends());
+        if self.open == Some(0) {
+            self.written.clear();
         }
+    }
+
+    /// Remembers a table that was written, and forgets those that it lies over.
+    fn note_table(&mut self, first: u32, table: &Table) {
+        let end = first.saturating_add(table.len() as u32);
+        let before = self.written.range(..first).next_back();
+        let over = before.filter(|(start, old)| *start + old.len() as u32 > first);
+        let over = over.map(|(start, _)| *start);
+        let inside: Vec<u32> = self.written.range(first..end).map(|(start, _)| *start).collect();
+        for start in over.into_iter().chain(inside) {
+            self.written.remove(&start);
+        }
+        self.written.insert(first, table.clone());
     }
 
     fn begin(&mut self, now: u64) {
@@ -331,10 +433,12 @@ impl Planner {
                     ),
                 ),
                 Err(LeftOut::NoRoute) => problems.warn(
+                    addr,
                     frontend,
                     format!("endpoint {endpoint} is left out: this node has no route to it"),
                 ),
                 Err(LeftOut::OtherFamily) => problems.warn(
+                    addr,
                     frontend,
                     format!("endpoint {endpoint} is left out: {addr} needs {family}"),
                 ),
@@ -343,12 +447,16 @@ impl Planner {
         if servable.is_empty() {
             // There are endpoints, so refusing would be a lie: the client is to try again.
             problems.warn(
+                addr,
                 frontend,
                 format!("packets to {addr} are dropped: this node reaches none of its endpoints"),
             );
             return Some(TableRef::verdict(TablePolicy::Drop).0);
         }
-        let set = EndpointSet::from(servable);
+        let set = match servable.len() == endpoints.len() {
+            true => endpoints.clone(),
+            false => servable.into_iter().collect::<EndpointSet>(),
+        };
         Some(self.tables.range(family, &set, &ids)?.serve().0)
     }
 
@@ -368,16 +476,23 @@ impl Planner {
         Ok(id)
     }
 
-    /// Backends and tables that frontends will use; gives the ids in those tables.
-    fn plan_tables(&self, draft: &Draft<'_>, ops: &mut Vec<MapOp>) -> BTreeSet<(Family, u32)> {
-        let ranges: BTreeSet<BlockRange> = draft
-            .served
-            .values()
-            .flat_map(|served| [served.descriptor.external, served.descriptor.internal])
-            .filter_map(|word| BlockRange::of(TableRef(word)))
-            .collect();
-        let used: BTreeSet<(Family, u32)> =
-            ranges.iter().flat_map(|range| self.tables.backends(*range)).collect();
+    /// Adds the backends to the draft that are where they were not, in whatever tables. `None` if a
+    /// table must do without one of them.
+    fn plan_moved(&self, scope: Scope<'_>, after: &After, draft: &mut Draft<'_>) -> Option<()> {
+        for addr in scope.moved() {
+            let Some(id) = self.backends.ids().get(addr) else { continue };
+            let key = (Family::of(addr.ip()), *id);
+            if self.actual.backends.contains_key(&key) && after.uses(key, &self.tables) {
+                draft.backends.insert(key, backends::entry(*addr, draft.desired, draft.facts)?);
+            }
+        }
+        Some(())
+    }
+
+    /// Backends and tables that frontends will use.
+    fn plan_tables(&self, draft: &Draft<'_>, after: &After, ops: &mut Vec<MapOp>) {
+        let moved = draft.backends.keys().filter(|key| after.uses(**key, &self.tables));
+        let used: BTreeSet<(Family, u32)> = after.backends().chain(moved).copied().collect();
         for key in &used {
             // Missing where a frontend keeps a table that is out of date: its backends stay as
             // they are.
@@ -388,15 +503,14 @@ impl Planner {
                 ops.push(MapOp::SetBackend { id: key.1, backend: entry });
             }
         }
-        for range in ranges {
+        for range in after.ranges() {
             // After a failure the range may hold the table already, written but not published.
-            if let Some(blocks) = self.tables.draft(range, self.backends.ids())
-                && self.actual.tables[range.indices()] != blocks
+            if let Some(table) = self.tables.draft(range, self.backends.ids())
+                && self.written.get(&range.first) != Some(&table)
             {
-                ops.push(MapOp::WriteTable { first_block: range.first, blocks });
+                ops.push(MapOp::WriteTable { first_block: range.first, table });
             }
         }
-        used
     }
 
     /// Names, descriptors and keys of the frontends that are served.
@@ -423,78 +537,124 @@ impl Planner {
     }
 
     /// Backends that no table has named for long enough.
-    fn going_backends(&self, used: &BTreeSet<(Family, u32)>, now: u64) -> BTreeSet<(Family, u32)> {
-        let keys = self.actual.backends.keys().copied();
-        keys.filter(|key| !used.contains(key) && self.backends.may_go(*key, now)).collect()
+    fn going_backends(&self, after: &After, now: u64) -> BTreeSet<(Family, u32)> {
+        let keys = self.backends.may_go(now).filter(|key| self.actual.backends.contains_key(key));
+        keys.filter(|key| !after.uses(*key, &self.tables)).collect()
     }
 
     /// Backends that no table names any more and that rest until they may go. Only after the last
     /// table is gone: until then, clients may begin something new with them.
     fn plan_retirements(
         &self,
-        used: &BTreeSet<(Family, u32)>,
+        scope: Scope<'_>,
+        after: &After,
         going: &BTreeSet<(Family, u32)>,
         ops: &mut Vec<MapOp>,
     ) {
-        for (key, entry) in &self.actual.backends {
-            if !used.contains(key) && !going.contains(key) && !entry.is_retired() {
+        let mut retire = |key: &(Family, u32), entry: &BackendEntry| {
+            if !after.uses(*key, &self.tables) && !going.contains(key) && !entry.is_retired() {
                 ops.push(MapOp::SetBackend { id: key.1, backend: entry.with_retired(true) });
+            }
+        };
+        match scope {
+            Scope::All => self.actual.backends.iter().for_each(|(key, entry)| retire(key, entry)),
+            Scope::Some(_) => {
+                for key in after.left() {
+                    if let Some(entry) = self.actual.backends.get(key) {
+                        retire(key, entry);
+                    }
+                }
             }
         }
     }
 
     fn plan_addresses(
         &self,
+        scope: Scope<'_>,
         draft: &Draft<'_>,
         going: &BTreeSet<(Family, u32)>,
         flows: Option<&BTreeSet<IpAddr>>,
         problems: &mut Problems,
         ops: &mut Vec<MapOp>,
     ) {
-        let served = draft.served.iter().map(|(addr, served)| (addr.addr, served.frontend.kind));
-        let backends = self.actual.backends.iter();
-        let staying = backends
-            .filter(|(key, entry)| entry.is_local() && !going.contains(key))
-            .map(|(_, entry)| entry.addr().ip());
-        let (desired, facts) = (draft.desired, draft.facts);
-        let wanted = addresses::wanted(served, desired, facts, staying, flows, &self.actual);
-
-        let in_family = |family: Family| {
-            self.actual.addresses.keys().filter(|addr| Family::of(**addr) == family).count()
+        let is_served = |addr: &FrontendAddr| match scope.has(addr) {
+            true => draft.served.contains_key(addr),
+            false => self.frontend_ids.contains_key(addr),
         };
-        let mut count = PerFamily { v4: in_family(Family::V4), v6: in_family(Family::V6) };
-        for (addr, flags) in &wanted {
-            if self.actual.addresses.get(addr) == Some(flags) {
+        let stays = |addr: &SocketAddr, id: &u32| {
+            let key = (Family::of(addr.ip()), *id);
+            let entry = self.actual.backends.get(&key);
+            entry.is_some_and(|entry| entry.is_local() && !going.contains(&key))
+        };
+        let addresses = addresses::Addresses {
+            desired: draft.desired,
+            facts: draft.facts,
+            ids: self.backends.ids(),
+            flows,
+            actual: &self.actual,
+        };
+        let mut room = None;
+        let mut gone = Vec::new();
+        for addr in scope.addresses(draft, &self.actual) {
+            let flags = addresses.flags(addr, is_served, stays);
+            let before = self.actual.addresses.get(&addr);
+            if flags == AddressFlags::default() {
+                gone.extend(before.map(|_| MapOp::RemoveAddress { addr }));
                 continue;
             }
-            if !self.actual.addresses.contains_key(addr) {
-                let family = Family::of(*addr);
-                let count = count.get_mut(family);
-                if *count >= MAX_ADDRESSES {
-                    problems.address(*addr, family, *flags);
+            if before == Some(&flags) {
+                continue;
+            }
+            if before.is_none() {
+                let family = Family::of(addr);
+                let room = room.get_or_insert_with(|| self.room_for_addresses()).get_mut(family);
+                if *room == 0 {
+                    problems.address(addr, family, flags);
                     continue;
                 }
-                *count += 1;
+                *room -= 1;
             }
-            ops.push(MapOp::SetAddress { addr: *addr, flags: *flags });
+            ops.push(MapOp::SetAddress { addr, flags });
         }
-        let gone = self.actual.addresses.keys().filter(|addr| !wanted.contains_key(addr));
-        ops.extend(gone.map(|addr| MapOp::RemoveAddress { addr: *addr }));
+        ops.extend(gone);
+    }
+
+    fn room_for_addresses(&self) -> PerFamily<usize> {
+        let v4 = self.actual.addresses.keys().filter(|addr| addr.is_ipv4()).count();
+        let v6 = self.actual.addresses.len() - v4;
+        PerFamily { v4, v6 }.map(|count| MAX_ADDRESSES.saturating_sub(count))
     }
 
     /// Frontends that go, and what is left of ids that no key leads to.
-    fn plan_removals(&self, draft: &Draft<'_>, ops: &mut Vec<MapOp>) {
-        let gone = self.actual.frontends.keys().filter(|addr| !draft.served.contains_key(addr));
-        ops.extend(gone.map(|addr| MapOp::RemoveFrontend { addr: *addr }));
+    fn plan_removals(&self, scope: Scope<'_>, draft: &Draft<'_>, ops: &mut Vec<MapOp>) {
+        let gone: Vec<(FrontendAddr, u32)> = scope
+            .programmed(&self.actual)
+            .filter(|(addr, _)| !draft.served.contains_key(addr))
+            .collect();
+        ops.extend(gone.iter().map(|(addr, _)| MapOp::RemoveFrontend { addr: *addr }));
 
-        let served: BTreeSet<(Family, u32)> =
-            draft.served.iter().map(|(addr, served)| (Family::of(addr.addr), served.id)).collect();
-        for key in self.actual.descriptors.keys().filter(|key| !served.contains(key)) {
-            let (family, id) = *key;
+        let (descriptors, infos): (Vec<_>, Vec<_>) = match scope {
+            Scope::All => {
+                let served = draft.served.iter();
+                let served: BTreeSet<(Family, u32)> =
+                    served.map(|(addr, served)| (Family::of(addr.addr), served.id)).collect();
+                let unserved = |key: &(Family, u32)| !served.contains(key);
+                let descriptors = self.actual.descriptors.keys().copied().filter(unserved);
+                let infos = self.actual.infos.keys().copied().filter(unserved);
+                (descriptors.collect(), infos.collect())
+            }
+            Scope::Some(_) => {
+                let keys = gone.iter().map(|(addr, id)| (Family::of(addr.addr), *id));
+                let descriptors =
+                    keys.clone().filter(|key| self.actual.descriptors.contains_key(key));
+                let infos = keys.filter(|key| self.actual.infos.contains_key(key));
+                (descriptors.collect(), infos.collect())
+            }
+        };
+        for (family, id) in descriptors {
             ops.push(MapOp::SetDescriptor { family, id, descriptor: Descriptor::default() });
         }
-        for key in self.actual.infos.keys().filter(|key| !served.contains(key)) {
-            let (family, id) = *key;
+        for (family, id) in infos {
             ops.push(MapOp::SetInfo { family, id, info: Box::new(FrontendInfo::UNUSED) });
         }
     }
@@ -526,15 +686,18 @@ enum LeftOut {
 /// What is not served as desired.
 #[derive(Default)]
 struct Problems {
+    /// What the frontends alone decide.
+    warnings: BTreeMap<FrontendAddr, BTreeSet<Problem>>,
     found: BTreeSet<Problem>,
-    /// Some of it because a map is full.
+    /// Some of it because a map is full: then one frontend matters to others.
     exhausted: bool,
 }
 
 impl Problems {
-    fn warn(&mut self, frontend: &Frontend, message: String) {
+    fn warn(&mut self, addr: FrontendAddr, frontend: &Frontend, message: String) {
+        let warnings = self.warnings.entry(addr).or_default();
         let reason = Reason::EndpointUnreachable;
-        self.found.insert(problem(Severity::Warning, &frontend.name, message, reason));
+        warnings.insert(problem(Severity::Warning, &frontend.name, message, reason));
     }
 
     fn exhausted(&mut self, frontend: &Frontend, message: String) {

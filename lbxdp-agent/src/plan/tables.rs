@@ -2,28 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 
-use lbxdp_common::{TABLE_BLOCK, TableBlock, TableRef, limits::TABLE_BLOCKS};
+use lbxdp_common::{Descriptor, TableBlock, limits::TABLE_BLOCKS};
 
+use super::PerFamily;
+use super::backends::Backends;
 use crate::apply::Actual;
 use crate::maglev;
-use crate::model::Family;
+use crate::model::{EndpointSet, Family};
 use crate::slab::{BlockRange, Slab};
-
-/// Endpoints of one family in ascending order, without repetition.
-pub(super) type EndpointSet = Arc<[SocketAddr]>;
+use crate::table;
 
 /// A range and what is in it.
 #[derive(Debug)]
 struct Table {
     family: Family,
-    /// Backend ids in the slots.
-    backends: BTreeSet<u32>,
+    /// Backend ids in the slots, in ascending order.
+    backends: Box<[u32]>,
     /// The set whose table this is; none where an older agent computed another one.
     endpoints: Option<EndpointSet>,
     /// The slab knows the range: not so if it overlaps another, which no agent leaves behind.
     reserved: bool,
+    /// Words of descriptors that publish it.
+    uses: usize,
+    /// Those of them whose frontends have affinity.
+    affine_uses: usize,
 }
 
 /// The tables that are published, and those the current plan adds.
@@ -32,30 +35,9 @@ pub(super) struct Tables {
     slab: Slab,
     published: BTreeMap<BlockRange, Table>,
     drafts: BTreeMap<BlockRange, Table>,
+    /// How many published tables name a backend, by id.
+    named: PerFamily<Vec<u32>>,
     by_endpoints: BTreeMap<EndpointSet, BlockRange>,
-}
-
-/// The ranges that descriptors publish.
-pub(super) fn published_ranges(actual: &Actual) -> BTreeMap<BlockRange, Family> {
-    let words = actual.descriptors.iter().flat_map(|((family, _), descriptor)| {
-        [descriptor.external, descriptor.internal].map(|word| (*family, word))
-    });
-    words.filter_map(|(family, word)| Some((BlockRange::of(TableRef(word))?, family))).collect()
-}
-
-/// The contents of a table: positions in the set become ids.
-fn contents(endpoints: &[SocketAddr], ids: &[u32]) -> Vec<TableBlock> {
-    let slots = maglev::table(endpoints);
-    slots
-        .chunks_exact(TABLE_BLOCK)
-        .map(|positions| {
-            let mut block = TableBlock { slots: [TableBlock::EMPTY; TABLE_BLOCK] };
-            for (slot, position) in block.slots.iter_mut().zip(positions) {
-                *slot = ids[*position as usize];
-            }
-            block
-        })
-        .collect()
 }
 
 impl Tables {
@@ -66,17 +48,27 @@ impl Tables {
             slab: Slab::new(TABLE_BLOCKS),
             published: BTreeMap::new(),
             drafts: BTreeMap::new(),
+            named: PerFamily::new(Vec::new),
             by_endpoints: BTreeMap::new(),
         };
-        for (range, family) in published_ranges(actual) {
-            let Some(blocks) = actual.tables.get(range.indices()) else { continue };
+        let published = actual.descriptors.iter().flat_map(|((family, _), descriptor)| {
+            BlockRange::published(descriptor).map(move |range| (range, *family))
+        });
+        for (range, family) in published.collect::<BTreeMap<_, _>>() {
+            let Some(blocks) = actual.tables.get(range) else { continue };
             let backends: BTreeSet<u32> = blocks.iter().flat_map(|block| block.slots).collect();
             let endpoints = endpoints_of(actual, ids, family, &backends, blocks);
             if let Some(endpoints) = &endpoints {
                 tables.by_endpoints.insert(endpoints.clone(), range);
             }
             let reserved = tables.slab.reserve(range);
-            tables.published.insert(range, Table { family, backends, endpoints, reserved });
+            let backends = backends.into_iter().collect();
+            let table = Table { family, backends, endpoints, reserved, uses: 0, affine_uses: 0 };
+            tables.name(&table);
+            tables.published.insert(range, table);
+        }
+        for descriptor in actual.descriptors.values() {
+            tables.count(descriptor, usize::checked_add);
         }
         tables
     }
@@ -104,8 +96,10 @@ impl Tables {
         let range = self.slab.take(BlockRange::order_of(maglev::slots(endpoints.len())))?;
         let endpoints = endpoints.clone();
         self.by_endpoints.insert(endpoints.clone(), range);
-        let backends = ids.iter().copied().collect();
-        let table = Table { family, backends, endpoints: Some(endpoints), reserved: true };
+        let mut backends: Box<[u32]> = ids.into();
+        backends.sort_unstable();
+        let endpoints = Some(endpoints);
+        let table = Table { family, backends, endpoints, reserved: true, uses: 0, affine_uses: 0 };
         self.drafts.insert(range, table);
         Some(range)
     }
@@ -115,10 +109,9 @@ impl Tables {
         &self,
         range: BlockRange,
         ids: &BTreeMap<SocketAddr, u32>,
-    ) -> Option<Vec<TableBlock>> {
+    ) -> Option<table::Table> {
         let endpoints = self.drafts.get(&range)?.endpoints.as_ref()?;
-        let ids: Vec<u32> = endpoints.iter().map(|endpoint| ids[endpoint]).collect();
-        Some(contents(endpoints, &ids))
+        table::Table::new(endpoints, |endpoint| ids.get(endpoint).copied())
     }
 
     /// The backends in a published or drafted range.
@@ -127,23 +120,53 @@ impl Tables {
         table.into_iter().flat_map(|table| table.backends.iter().map(|id| (table.family, *id)))
     }
 
-    /// The backends in published ranges.
-    pub(super) fn published_backends(&self) -> BTreeSet<(Family, u32)> {
-        self.published.keys().flat_map(|range| self.backends(*range)).collect()
+    /// Words of descriptors that publish a range.
+    pub(super) fn uses(&self, range: BlockRange) -> usize {
+        self.published.get(&range).map_or(0, |table| table.uses)
     }
 
-    /// Follows what was published and unpublished.
-    pub(super) fn settle(&mut self, actual: &Actual) {
-        let ranges = published_ranges(actual);
-        for range in ranges.keys() {
-            if let Some(table) = self.drafts.remove(range) {
-                self.published.insert(*range, table);
+    /// Those of them whose frontends have affinity.
+    pub(super) fn affine_uses(&self, range: BlockRange) -> usize {
+        self.published.get(&range).map_or(0, |table| table.affine_uses)
+    }
+
+    /// How many published tables name a backend.
+    pub(super) fn named(&self, (family, id): (Family, u32)) -> usize {
+        self.named.get(family).get(id as usize).map_or(0, |count| *count as usize)
+    }
+
+    /// Whether a published table names a backend.
+    pub(super) fn names(&self, key: (Family, u32)) -> bool {
+        self.named(key) > 0
+    }
+
+    /// Follows a descriptor that was replaced by another one.
+    pub(super) fn follow(
+        &mut self,
+        before: Option<&Descriptor>,
+        after: &Descriptor,
+        backends: &mut Backends,
+    ) {
+        for range in BlockRange::published(after) {
+            if let Some(table) = self.drafts.remove(&range) {
+                for key in self.name(&table) {
+                    backends.busy(key);
+                }
+                self.published.insert(range, table);
             }
         }
-        let gone: Vec<BlockRange> =
-            self.published.keys().copied().filter(|range| !ranges.contains_key(range)).collect();
-        for range in gone {
+        self.count(after, usize::checked_add);
+        let Some(before) = before else { return };
+        self.count(before, usize::checked_sub);
+        for range in BlockRange::published(before) {
             let Some(table) = self.published.remove(&range) else { continue };
+            if table.uses > 0 {
+                self.published.insert(range, table);
+                continue;
+            }
+            for key in self.unname(&table) {
+                backends.idle(key);
+            }
             self.forget(range, &table);
             if table.reserved {
                 self.slab.release(range);
@@ -154,6 +177,43 @@ impl Tables {
     /// How many blocks are used or rest before they are used again.
     pub(super) fn used_blocks(&self) -> usize {
         TABLE_BLOCKS - self.slab.free_blocks()
+    }
+
+    /// Counts the words of a descriptor, up or down.
+    fn count(&mut self, descriptor: &Descriptor, step: fn(usize, usize) -> Option<usize>) {
+        for range in BlockRange::published(descriptor) {
+            if let Some(table) = self.published.get_mut(&range) {
+                table.uses = step(table.uses, 1).unwrap_or_default();
+                if descriptor.affinity != 0 {
+                    table.affine_uses = step(table.affine_uses, 1).unwrap_or_default();
+                }
+            }
+        }
+    }
+
+    /// Counts the backends of a table that is published; those that no other table names.
+    fn name(&mut self, table: &Table) -> Vec<(Family, u32)> {
+        let named = self.named.get_mut(table.family);
+        let is_new = |id: &&u32| {
+            let index = **id as usize;
+            if named.len() <= index {
+                named.resize(index + 1, 0);
+            }
+            named[index] += 1;
+            named[index] == 1
+        };
+        table.backends.iter().filter(is_new).map(|id| (table.family, *id)).collect()
+    }
+
+    /// The same for a table that is published no more.
+    fn unname(&mut self, table: &Table) -> Vec<(Family, u32)> {
+        let named = self.named.get_mut(table.family);
+        let is_last = |id: &&u32| {
+            let count = &mut named[**id as usize];
+            *count -= 1;
+            *count == 0
+        };
+        table.backends.iter().filter(is_last).map(|id| (table.family, *id)).collect()
     }
 
     /// Whether room will come by waiting.
@@ -178,12 +238,9 @@ fn endpoints_of(
     backends: &BTreeSet<u32>,
     blocks: &[TableBlock],
 ) -> Option<EndpointSet> {
-    let endpoints: Option<BTreeSet<SocketAddr>> =
+    let endpoints: Option<EndpointSet> =
         backends.iter().map(|id| Some(actual.backends.get(&(family, *id))?.addr())).collect();
-    let endpoints: EndpointSet = endpoints?.into_iter().collect();
-    let ids: Vec<u32> =
-        endpoints.iter().map(|endpoint| ids.get(endpoint).copied()).collect::<Option<_>>()?;
-    let right = maglev::slots(endpoints.len()) == blocks.len() * TABLE_BLOCK
-        && contents(&endpoints, &ids) == blocks;
-    right.then_some(endpoints)
+    let endpoints = endpoints?;
+    let table = table::Table::new(&endpoints, |endpoint| ids.get(endpoint).copied())?;
+    (table.len() == blocks.len() && table.blocks() == blocks).then_some(endpoints)
 }

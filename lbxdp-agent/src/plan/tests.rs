@@ -11,6 +11,7 @@ use crate::apply::fake::FakeMaps;
 use crate::apply::faulty::FaultyMaps;
 use crate::dump::dump;
 use crate::model::{Clients, Protocol};
+use crate::slab::BlockRange;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -65,7 +66,10 @@ impl World {
         let (applied, failure) = self.maps.apply(&plan.ops);
         assert!(failure.is_none());
         self.planner.commit(&plan.ops[..applied]);
-        assert!(self.planner.actual() == &self.maps.actual, "the picture is wrong");
+        assert!(
+            *self.planner.actual() == self.maps.actual.without_tables(),
+            "the picture is wrong"
+        );
         plan
     }
 
@@ -351,7 +355,10 @@ fn what_no_agent_would_leave_behind_is_repaired() {
 
     let mut actual = world.maps.actual.clone();
     // A table of another algorithm, a forgotten descriptor, a forgotten name, a shared id.
-    actual.tables[0] = TableBlock { slots: [0; lbxdp_common::TABLE_BLOCK] };
+    let range = BlockRange::of(TableRef(world.descriptor("10.96.0.1:80").external)).unwrap();
+    let mut blocks = actual.tables.get(range).unwrap().to_vec();
+    blocks[0] = TableBlock { slots: [0; lbxdp_common::TABLE_BLOCK] };
+    actual.tables.write(range.first, &blocks);
     actual
         .descriptors
         .insert((Family::V4, 7), Descriptor { internal: 3 << 40, ..Descriptor::default() });
@@ -461,6 +468,8 @@ enum Step {
     Remove { frontend: u8 },
     /// Which of the backends are local, which have a route, how many addresses the node has.
     Node { local: u8, routed: u8, addresses: u8 },
+    /// Takes a backend to this node or away from it, where it has a route or none.
+    Move { backend: u8 },
     /// Lets time pass, in tenths of seconds, and sweeps with these flows.
     Sweep { wait: u8, flows: u8 },
     /// A new agent takes over.
@@ -478,6 +487,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0..8_u8).prop_map(|frontend| Step::Remove { frontend }),
         1 => (any::<u8>(), any::<u8>(), 0..3_u8)
             .prop_map(|(local, routed, addresses)| Step::Node { local, routed, addresses }),
+        1 => (0..8_u8).prop_map(|backend| Step::Move { backend }),
         2 => (0..25_u8, any::<u8>()).prop_map(|(wait, flows)| Step::Sweep { wait, flows }),
         1 => Just(Step::Restart),
     ];
@@ -495,7 +505,7 @@ fn addr(net: u8, number: u8) -> IpAddr {
 
 fn endpoints(mask: u8, frontend: u8) -> Endpoints {
     let of_family = (0..8_u8).filter(|i| mask & (1 << i) != 0 && i % 2 == frontend % 2);
-    let set: BTreeSet<SocketAddr> =
+    let set: EndpointSet =
         of_family.map(|i| SocketAddr::new(addr(1, i), 8000 + u16::from(i))).collect();
     if mask == u8::MAX {
         Endpoints::Drop
@@ -557,16 +567,47 @@ fn take_step(step: &Step, desired: &mut Desired, facts: &mut NodeFacts) {
             }
             facts.addresses = (0..*addresses).map(|i| addr(96, i)).collect();
         }
+        Step::Move { backend: i } => {
+            let backend = SocketAddr::new(addr(1, *i), 8000 + u16::from(*i));
+            if !desired.local_backends.remove(&backend) {
+                desired.local_backends.insert(backend);
+            }
+        }
         Step::Sweep { .. } | Step::Restart => {}
     }
 }
 
+/// What a step may have changed, as the index says it; `None` where that is everything.
+fn touched(step: &Step, before: &Desired, after: &Desired) -> Option<Touched> {
+    let mut touched = Touched::default();
+    match step {
+        Step::Set { frontend, .. } | Step::Remove { frontend } => {
+            let states = [before, after];
+            let all = || states.iter().flat_map(|desired| &desired.frontends);
+            let of = all().filter(|(key, _)| key.addr == addr(96, *frontend));
+            let names: BTreeSet<_> = of.map(|(_, frontend)| &frontend.name).collect();
+            let same = all().filter(|(_, frontend)| names.contains(&frontend.name));
+            touched.frontends = same.map(|(key, _)| *key).collect();
+        }
+        Step::Move { backend } => {
+            touched.backends.insert(SocketAddr::new(addr(1, *backend), 8000 + u16::from(*backend)));
+        }
+        Step::Sweep { .. } | Step::Restart | Step::Node { .. } => return None,
+    }
+    Some(touched)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     /// The fake panics where a kernel reader could be misled; here are the rest of the promises.
     #[test]
-    fn any_history_leads_to_the_same_maps(steps in steps(), per_mille in prop_oneof![Just(0_u16), Just(200)], seed: u64) {
+    fn any_history_leads_to_the_same_maps(
+        steps in steps(),
+        per_mille in prop_oneof![Just(0_u16), Just(200)],
+        seed: u64,
+        narrow: bool,
+    ) {
         let mut desired = Desired::default();
         let mut facts = NodeFacts::default();
         take_step(&Step::Node { local: 0x0f, routed: 0xff, addresses: 1 }, &mut desired, &mut facts);
@@ -574,7 +615,8 @@ proptest! {
         let mut planner = Planner::new(&maps.inner.actual, 0);
         let none = BTreeSet::new();
         let settling = std::iter::repeat_n(Step::Sweep { wait: 10, flows: 0 }, 4);
-        for step in steps.into_iter().chain(settling) {
+        for (number, step) in steps.into_iter().chain(settling).enumerate() {
+            let before = desired.clone();
             take_step(&step, &mut desired, &mut facts);
             let mut flows = None;
             match &step {
@@ -587,26 +629,39 @@ proptest! {
                     maps.inner.now += SECOND;
                     planner = Planner::new(&maps.inner.actual, maps.inner.now);
                 }
-                Step::Set { .. } | Step::Remove { .. } | Step::Node { .. } => {}
+                _ => {}
             }
+            let mut changes = touched(&step, &before, &desired).filter(|_| narrow);
+            let mut problems = Vec::new();
             for attempt in 0.. {
                 prop_assert!(attempt < 10_000, "no progress");
-                let plan = planner.plan(&desired, &facts, flows.as_ref(), maps.inner.now);
+                let now = maps.inner.now;
+                let plan = match changes.take() {
+                    Some(touched) => planner.plan_some(&desired, &facts, &touched, now),
+                    None => planner.plan(&desired, &facts, flows.as_ref(), now),
+                };
+                problems = plan.problems;
                 let (applied, failure) = maps.apply(&plan.ops);
                 planner.commit(&plan.ops[..applied]);
                 if failure.is_none() {
                     break;
                 }
             }
-            prop_assert!(planner.actual() == &maps.inner.actual, "the picture is wrong");
-            clients::check(planner.actual())?;
-            let again = planner.plan(&desired, &facts, None, maps.inner.now);
-            prop_assert_eq!(again.ops, vec![]);
+            let actual = maps.inner.actual.clone();
+            prop_assert!(*planner.actual() == actual.without_tables(), "the picture is wrong");
+            clients::check(&actual)?;
+            // Looking at everything finds nothing that was left. Not always: it would also repair
+            // what a narrow look leaves behind for the next one.
+            if !narrow || (seed >> (number % 64)) & 1 == 0 {
+                let again = planner.plan(&desired, &facts, None, maps.inner.now);
+                prop_assert_eq!(again.ops, vec![]);
+                prop_assert_eq!(again.problems, problems);
+            }
         }
-        let mut fresh = Planner::new(&Actual::default(), 0);
-        let plan = fresh.plan(&desired, &facts, Some(&none), 0);
-        fresh.commit(&plan.ops);
-        prop_assert_eq!(dump(planner.actual()), dump(fresh.actual()));
+        let mut fresh = FakeMaps::default();
+        let plan = Planner::new(&fresh.actual, 0).plan(&desired, &facts, Some(&none), 0);
+        fresh.apply(&plan.ops);
+        prop_assert_eq!(dump(&maps.inner.actual), dump(&fresh.actual));
         prop_assert!(!planner.is_waiting());
     }
 }

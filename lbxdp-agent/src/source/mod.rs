@@ -59,9 +59,9 @@ pub struct ObjectId {
     /// Kind.
     pub kind: Kind,
     /// Namespace, [`DEFAULT_NAMESPACE`] if the object names none; empty for Nodes.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ObjectId {
@@ -79,7 +79,7 @@ impl ObjectId {
                 namespace.filter(|ns| !ns.is_empty()).unwrap_or(DEFAULT_NAMESPACE)
             }
         };
-        Self { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+        Self { kind, namespace: namespace.into(), name: name.into() }
     }
 }
 
@@ -95,7 +95,7 @@ impl FromStr for ObjectId {
             (Kind::Service | Kind::EndpointSlice, Some(parts)) => parts,
             _ => return Err(NotAnObject),
         };
-        Ok(Self { kind, namespace: namespace.to_owned(), name: name.to_owned() })
+        Ok(Self { kind, namespace: namespace.into(), name: name.into() })
     }
 }
 
@@ -147,6 +147,28 @@ impl Object {
             Self::EndpointSlice(slice) => &slice.metadata,
             Self::Node(node) => &node.metadata,
         }
+    }
+}
+
+impl Object {
+    /// The object alone, without what says its kind. The same object gives the same bytes.
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        let json = match self {
+            Self::Service(service) => serde_json::to_vec(service),
+            Self::EndpointSlice(slice) => serde_json::to_vec(slice),
+            Self::Node(node) => serde_json::to_vec(node),
+        };
+        // Keys are strings and numbers are integers: there is nothing that JSON cannot say.
+        json.unwrap_or_default()
+    }
+
+    /// What [`Self::to_json`] made of an object of this kind.
+    pub(crate) fn from_json(kind: Kind, json: &[u8]) -> serde_json::Result<Self> {
+        Ok(match kind {
+            Kind::Service => Self::Service(serde_json::from_slice(json)?),
+            Kind::EndpointSlice => Self::EndpointSlice(serde_json::from_slice(json)?),
+            Kind::Node => Self::Node(serde_json::from_slice(json)?),
+        })
     }
 }
 

@@ -9,14 +9,15 @@
 //!
 //! Time is an input: nanoseconds of any clock that does not go backwards.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use lbxdp_common::{AddressFlags, IPPROTO_UDP};
 
 use crate::apply::{Actual, FlowEntry};
-use crate::model::{Desired, Protocol};
+use crate::changes::Changes;
+use crate::model::{Desired, EndpointSet, FrontendAddr, Protocol};
 use crate::quarantine::QUARANTINE;
 
 /// Between two sweeps, and from a change to the sweep that may be its last.
@@ -24,17 +25,39 @@ const PAUSE: u64 = QUARANTINE.as_nanos() as u64;
 
 /// The UDP frontends, and the backends that serve each. `None` where that is not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Serving(BTreeMap<SocketAddr, Option<BTreeSet<SocketAddr>>>);
+pub struct Serving(BTreeMap<SocketAddr, Option<EndpointSet>>);
 
 impl Serving {
     /// What the input says.
     pub fn of(desired: &Desired) -> Self {
-        let udp = desired.frontends.iter().filter(|(addr, _)| addr.protocol == Protocol::Udp);
-        let serving = udp.map(|(addr, frontend)| {
+        let mut serving = Self::default();
+        serving.follow(desired, desired.frontends.keys());
+        serving
+    }
+
+    /// Takes what the input says of some frontends. Whether that forbids a flow that was allowed.
+    fn follow<'a>(
+        &mut self,
+        desired: &Desired,
+        frontends: impl Iterator<Item = &'a FrontendAddr>,
+    ) -> bool {
+        let mut is_less = false;
+        for addr in frontends.filter(|addr| addr.protocol == Protocol::Udp) {
             let known = !desired.kept.contains(addr);
-            (SocketAddr::new(addr.addr, addr.port), known.then(|| frontend.serving.clone()))
-        });
-        Self(serving.collect())
+            let now = desired.frontends.get(addr);
+            let now = now.map(|frontend| known.then(|| frontend.serving.clone()));
+            let key = SocketAddr::new(addr.addr, addr.port);
+            is_less |= match (self.0.get(&key), &now) {
+                (None, _) | (Some(_), Some(None)) => false,
+                (Some(Some(before)), Some(Some(now))) => !before.is_subset(now),
+                (Some(None), Some(Some(_))) | (Some(_), None) => true,
+            };
+            match now {
+                Some(now) => drop(self.0.insert(key, now)),
+                None => drop(self.0.remove(&key)),
+            }
+        }
+        is_less
     }
 
     /// The entries of UDP flows that are to go. Other protocols' are left alone.
@@ -53,15 +76,6 @@ impl Serving {
             Some(None) => true,
             Some(Some(serving)) => serving.contains(&backend),
         }
-    }
-
-    /// Whether `next` forbids a flow that this allows.
-    fn allows_more_than(&self, next: &Self) -> bool {
-        self.0.iter().any(|(frontend, serving)| match (serving, next.0.get(frontend)) {
-            (_, Some(None)) => false,
-            (Some(serving), Some(Some(next))) => !serving.is_subset(next),
-            (None, Some(Some(_))) | (_, None) => true,
-        })
     }
 }
 
@@ -97,16 +111,32 @@ impl Sweeps {
         }
     }
 
-    /// The maps are what `desired` says by now.
-    pub fn published(&mut self, desired: &Desired) {
-        let serving = Serving::of(desired);
-        self.is_needed |= !serving.0.is_empty();
-        let is_less = self.serving.as_ref().is_none_or(|before| before.allows_more_than(&serving));
+    /// The maps are what `desired` says by now, which differs by no more than `changes` from what
+    /// they were the last time.
+    pub fn published(&mut self, desired: &Desired, changes: &Changes) {
+        let is_less = match (&mut self.serving, changes) {
+            (Some(serving), Changes::Some(touched)) => {
+                serving.follow(desired, touched.frontends.iter())
+            }
+            (Some(serving), Changes::All) => {
+                let before = serving.0.keys().map(|addr| FrontendAddr {
+                    addr: addr.ip(),
+                    port: addr.port(),
+                    protocol: Protocol::Udp,
+                });
+                let before: Vec<_> = before.collect();
+                serving.follow(desired, before.iter().chain(desired.frontends.keys()))
+            }
+            (none, _) => {
+                *none = Some(Serving::of(desired));
+                true
+            }
+        };
+        self.is_needed |= self.serving.as_ref().is_some_and(|serving| !serving.0.is_empty());
         if is_less && self.is_needed {
             self.is_fresh = true;
             self.due = true;
         }
-        self.serving = Some(serving);
     }
 
     /// What to compare flows with, if now is the time.

@@ -21,9 +21,9 @@ fn desired<const N: usize>(frontends: [(SocketAddr, Protocol, &[SocketAddr]); N]
     let mut desired = Desired::default();
     for (addr, protocol, serving) in frontends {
         let name = ServicePortName {
-            namespace: "default".to_owned(),
-            service: "dns".to_owned(),
-            port: addr.port().to_string(),
+            namespace: "default".into(),
+            service: "dns".into(),
+            port: addr.port().to_string().into(),
         };
         // What clients choose from does not matter, only what serves.
         let mut frontend =
@@ -163,7 +163,7 @@ fn sweeps(
     for tenth in 0..=until * 10 {
         let now = tenth * SECOND / 10;
         for (_, desired) in published.iter().filter(|(at, _)| *at == tenth) {
-            sweeps.published(desired);
+            sweeps.published(desired, &Changes::All);
         }
         if sweeps.begin(now).is_some() {
             times.push(tenth);

@@ -128,6 +128,12 @@ impl ControlPlane {
         path
     }
 
+    /// A kubeconfig of an administrator for the first server.
+    #[track_caller]
+    pub fn admin_kubeconfig(&self) -> PathBuf {
+        self.kubeconfig(&self.servers[0].url, ADMIN_TOKEN)
+    }
+
     /// A service account's directory as the kubelet would make it, with this token.
     #[track_caller]
     pub fn service_account(&self, token: &str) -> PathBuf {

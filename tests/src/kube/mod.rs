@@ -4,6 +4,7 @@
 //! * [`flags`]: how they are told what to do.
 //! * [`control_plane`]: running them in a namespace.
 //! * [`api`]: creating, changing and deleting objects.
+//! * [`large`]: the objects of a large cluster.
 //! * [`proxy`]: what may happen between an agent and the API.
 //!
 //! They need Go. Whoever has none gets told so, and the tests count as skipped: [`is_possible`].
@@ -12,6 +13,7 @@ pub mod api;
 pub mod binaries;
 pub mod control_plane;
 pub mod flags;
+pub mod large;
 pub mod proxy;
 
 pub use crate::go::is_possible;

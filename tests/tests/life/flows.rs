@@ -142,7 +142,7 @@ fn bytes_of<A>(key: &FlowKey<A>, src: &[u8], dst: &[u8]) -> String {
 }
 
 fn evict(world: &World, v6: bool, key: &str) {
-    let map = world.pinned(if v6 { "v2/flows_v6" } else { "v2/flows_v4" });
+    let map = world.pinned(if v6 { "v3/flows_v6" } else { "v3/flows_v4" });
     let mut bpftool = command("bpftool");
     bpftool.args(["map", "delete", "pinned"]).arg(map).arg("key").args(key.split(' '));
     run(&mut bpftool);

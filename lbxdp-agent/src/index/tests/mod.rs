@@ -10,7 +10,10 @@ mod services;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{Clients, Severity};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::model::{Clients, FrontendAddr, Severity};
 
 const NODE: &str = "node-1";
 
@@ -20,10 +23,16 @@ fn index(objects: impl IntoIterator<Item = Sourced<Object>>) -> Index {
     index
 }
 
+/// What follows from what an index has by now.
+fn decided(index: &mut Index) -> (Desired, Vec<Problem>) {
+    index.follow();
+    (index.desired().clone(), index.problems().to_vec())
+}
+
 /// What follows from the objects, asserted to be the same in both orders.
 fn desired(objects: &[Sourced<Object>]) -> (Desired, Vec<Problem>) {
-    let forward = index(objects.iter().cloned()).desired();
-    let backward = index(objects.iter().rev().cloned()).desired();
+    let forward = decided(&mut index(objects.iter().cloned()));
+    let backward = decided(&mut index(objects.iter().rev().cloned()));
     assert_eq!(forward, backward);
     forward
 }

@@ -180,7 +180,7 @@ fn allowed(objects: &[Sourced<Object>]) -> (Desired, Vec<Problem>) {
         let mut index = Index::new(NODE).with_config(config());
         index.set_device_addresses(["10.1.0.1", "127.0.0.1"].map(|a| a.parse().unwrap()).into());
         index.replace(objects);
-        index.desired()
+        decided(&mut index)
     };
     let forward = decide(objects.to_vec());
     assert_eq!(forward, decide(objects.iter().rev().cloned().collect()));
@@ -192,6 +192,124 @@ fn allowed(objects: &[Sourced<Object>]) -> (Desired, Vec<Problem>) {
 fn distinct(objects: Vec<Sourced<Object>>) -> Vec<Sourced<Object>> {
     let by_id: BTreeMap<_, _> = objects.into_iter().map(|o| (o.object.id(), o)).collect();
     by_id.into_values().collect()
+}
+
+/// What happens to an index.
+#[derive(Clone, Debug)]
+enum Event {
+    Apply(Sourced<Object>),
+    /// One of the objects that were applied.
+    Delete(prop::sample::Index),
+    Devices(bool),
+    /// What follows is asked for.
+    Follow,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    // Few names and addresses, so that Services share both.
+    let port = json!([{"name": "http", "port": 40_001, "nodePort": 40_000}]);
+    let rival = (select(&["bad-1", "bad-2", "x"]), address(), any::<bool>(), any::<bool>())
+        .prop_map(move |(name, ip, local, both)| {
+            let policy = if local { "Local" } else { "Cluster" };
+            let spec = json!({
+                "type": "LoadBalancer", "clusterIP": "10.77.0.9", "ports": port,
+                "externalTrafficPolicy": policy, "internalTrafficPolicy": policy,
+                "healthCheckNodePort": 40_003,
+            });
+            let ingress = if both { json!([{"ip": "192.0.2.77"}, {"ip": ip}]) } else { json!([]) };
+            balanced(name, spec, ingress)
+        });
+    let endpoints = vec((select(&["10.77.1.1", "10.77.1.2"]), any::<bool>()), 0..3);
+    let full = (select(&["s-1", "s-2"]), select(&["bad-1", "bad-2", "x"]), endpoints).prop_map(
+        |(name, service, endpoints)| {
+            let ports = json!([{"name": "http", "port": 40_002}]);
+            let more = json!({"endpoints": on_nodes(&endpoints), "ports": ports});
+            slice(name, service, more)
+        },
+    );
+    prop_oneof![
+        3 => any_service().prop_map(Event::Apply),
+        6 => rival.prop_map(Event::Apply),
+        2 => any_slice(&["bad-1", "bad-2", "x"]).prop_map(Event::Apply),
+        6 => full.prop_map(Event::Apply),
+        1 => any_node().prop_map(Event::Apply),
+        4 => any::<prop::sample::Index>().prop_map(Event::Delete),
+        1 => any::<bool>().prop_map(Event::Devices),
+        6 => Just(Event::Follow),
+    ]
+}
+
+fn changed<K: Ord + Clone, V: PartialEq>(a: &BTreeMap<K, V>, b: &BTreeMap<K, V>) -> BTreeSet<K> {
+    let keys = a.keys().chain(b.keys());
+    keys.filter(|key| a.get(*key) != b.get(*key)).cloned().collect()
+}
+
+/// What differs is named, and with one frontend of a Service all of it.
+fn assert_named(before: &Desired, after: &Desired, changes: &Changes) {
+    let Changes::Some(touched) = changes else { return };
+    let differ = changed(&before.frontends, &after.frontends);
+    assert!(touched.frontends.is_superset(&differ), "{differ:?} of {touched:?}");
+    for desired in [before, after] {
+        let service =
+            |addr| desired.frontends.get(addr).map(|f| (&f.name.namespace, &f.name.service));
+        let services: BTreeSet<_> = touched.frontends.iter().filter_map(service).collect();
+        for addr in desired.frontends.keys() {
+            let is_of = service(addr).is_some_and(|name| services.contains(&name));
+            assert!(!is_of || touched.frontends.contains(addr), "{addr} of {touched:?}");
+        }
+    }
+    let moved = before.local_backends.symmetric_difference(&after.local_backends);
+    assert!(moved.into_iter().all(|backend| touched.backends.contains(backend)));
+    assert!(touched.health_checks || before.health_checks == after.health_checks);
+    assert_eq!(before.node_port_addresses, after.node_port_addresses);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn following_every_change_leads_to_what_a_fresh_start_says(events in vec(event(), 1..40)) {
+        let config = Config {
+            allow_external_ips: vec![range("0.0.0.0/0").unwrap()],
+            node_port_addresses: vec!["primary".parse().unwrap(), "10.1.0.0/16".parse().unwrap()],
+            ..Config::default()
+        };
+        let empty = Index::new(NODE).with_config(config);
+        let devices = |on: bool| on.then(|| "10.1.0.7".parse().unwrap()).into_iter().collect();
+        let mut index = empty.clone();
+        let (mut objects, mut ids, mut on) = (BTreeMap::new(), Vec::new(), false);
+        for event in events.into_iter().chain([Event::Follow]) {
+            match event {
+                Event::Apply(object) => {
+                    let id = object.object.id();
+                    ids.push(id.clone());
+                    objects.insert(id, object.clone());
+                    index.apply(object);
+                }
+                Event::Delete(which) => if !ids.is_empty() {
+                    let id = which.get(&ids);
+                    objects.remove(id);
+                    index.delete(id);
+                },
+                Event::Devices(now) => {
+                    on = now;
+                    index.set_device_addresses(devices(on));
+                }
+                Event::Follow => {
+                    let before = index.desired().clone();
+                    let changes = index.follow();
+                    assert_named(&before, index.desired(), &changes);
+                    let mut fresh = empty.clone();
+                    fresh.set_device_addresses(devices(on));
+                    fresh.replace(objects.values().rev().cloned());
+                    let fresh = decided(&mut fresh);
+                    prop_assert_eq!(index.desired(), &fresh.0);
+                    prop_assert_eq!(index.problems(), &fresh.1);
+                    prop_assert_eq!(index.follow(), Changes::default());
+                }
+            }
+        }
+    }
 }
 
 proptest! {

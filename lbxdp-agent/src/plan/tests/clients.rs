@@ -62,7 +62,7 @@ pub(super) fn check(actual: &Actual) -> Result<(), TestCaseError> {
         for word in [descriptor.external, descriptor.internal] {
             let Some(range) = BlockRange::of(TableRef(word)) else { continue };
             if descriptor.affinity != 0 {
-                let slots = actual.tables[range.indices()].iter().flat_map(|block| block.slots);
+                let slots = actual.tables.get(range).unwrap().iter().flat_map(|block| block.slots);
                 let key = |backend| MemberKey { first_block: range.first, backend };
                 members.extend(slots.map(key));
             }

@@ -2,6 +2,7 @@
 //! empty lists after a restore, behind a broken cache, and through a proxy.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,10 +10,14 @@ use tokio::time::Instant;
 use super::trim::Arrived;
 use crate::source::{Delta, Kind, Object, ObjectId, Sourced};
 
+/// An object as JSON: what the state directory keeps, and a tenth of what it takes in memory
+/// otherwise.
+pub(super) type Json = Arc<[u8]>;
+
 /// The objects of one kind.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    objects: BTreeMap<ObjectId, Object>,
+    objects: BTreeMap<ObjectId, Json>,
     /// Whether the API has listed them since the start.
     is_listed: bool,
     /// What the last list lacks, and when that is believed.
@@ -22,16 +27,28 @@ pub(super) struct Known {
 impl Known {
     /// What an earlier agent knew. The first list is compared with that.
     pub(super) fn remembered(objects: impl IntoIterator<Item = Object>) -> Self {
-        let objects = objects.into_iter().map(|object| (object.id(), object)).collect();
-        Self { objects, ..Self::default() }
+        let objects = objects.into_iter().map(|object| (object.id(), object.to_json().into()));
+        Self { objects: objects.collect(), ..Self::default() }
     }
 
     pub(super) fn is_listed(&self) -> bool {
         self.is_listed
     }
 
-    pub(super) fn objects(&self) -> impl Iterator<Item = &Object> {
+    /// The objects, one by one.
+    pub(super) fn objects(&self) -> impl Iterator<Item = Object> {
+        // What this program wrote it reads.
+        self.objects.iter().filter_map(|(id, json)| Object::from_json(id.kind, json).ok())
+    }
+
+    /// The same as they are kept.
+    pub(super) fn json(&self) -> impl Iterator<Item = &Json> {
         self.objects.values()
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.objects.len()
     }
 
     /// How many objects are missing and how many there are, while that is not believed.
@@ -97,11 +114,11 @@ impl Known {
     }
 
     fn insert(&mut self, Arrived { object, triggered }: Arrived) -> Option<Delta> {
-        let id = object.id();
-        if self.objects.get(&id) == Some(&object) {
+        let (id, json) = (object.id(), object.to_json());
+        if self.objects.get(&id).is_some_and(|known| **known == *json) {
             return None;
         }
-        self.objects.insert(id, object.clone());
+        self.objects.insert(id, json.into());
         Some(Delta::Apply { object: Sourced::new("", object), triggered })
     }
 
@@ -198,7 +215,7 @@ mod tests {
         for name in ["a", "b", "c"] {
             assert!(known.delete(id(name)).is_some());
         }
-        assert_eq!((known.held(), known.objects().count()), (None, 0));
+        assert_eq!((known.held(), known.len()), (None, 0));
         assert!(known.delete(id("a")).is_none());
     }
 

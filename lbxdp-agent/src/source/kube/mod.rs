@@ -35,7 +35,7 @@ pub use self::events::{Events, reports};
 pub use self::status::{Report, Status, Watch, WatchReport, Work};
 
 use self::access::Access;
-use self::brake::Known;
+use self::brake::{Json, Known};
 use self::client::Servers;
 use self::store::Store;
 use self::watch::{Follower, Message, Watched};
@@ -182,8 +182,7 @@ impl Kube {
     /// Writes what is not yet written, before the end.
     pub async fn finish(&mut self) {
         if matches!(self.phase, Phase::Following) {
-            let objects = self.kinds.values().flat_map(Known::objects);
-            self.store.finish(objects).await;
+            self.store.finish(json(&self.kinds)).await;
         }
     }
 
@@ -200,7 +199,7 @@ impl Kube {
                 self.is_news = true;
                 let known = self.kinds.entry(kind).or_default();
                 let deltas = known.list(list, Instant::now(), self.hold);
-                tracing::info!(%kind, objects = known.objects().count(), "listed");
+                tracing::info!(%kind, objects = known.len(), "listed");
                 deltas
             }
             Message::Applied(arrived) => {
@@ -233,7 +232,7 @@ impl Kube {
             }
         }
         if matches!(self.phase, Phase::Following) {
-            self.store.write(self.kinds.values().flat_map(Known::objects));
+            self.store.write(json(&self.kinds));
         }
     }
 
@@ -246,7 +245,7 @@ impl Kube {
                 self.phase = Phase::Following;
                 self.is_news = false;
                 self.store.touch();
-                self.store.write(self.kinds.values().flat_map(Known::objects));
+                self.store.write(json(&self.kinds));
                 return Some(Change::All(self.snapshot()));
             }
             Phase::Silent(Some((due, written))) if due <= Instant::now() => {
@@ -267,7 +266,7 @@ impl Kube {
 
     fn snapshot(&self) -> Snapshot {
         let objects = self.kinds.values().flat_map(Known::objects);
-        let objects = objects.map(|object| Sourced::new("", object.clone())).collect();
+        let objects = objects.map(|object| Sourced::new("", object)).collect();
         Snapshot { objects, problems: self.problems() }
     }
 
@@ -299,6 +298,11 @@ impl Kube {
         }));
         problems
     }
+}
+
+/// Every object as it is stored.
+fn json(kinds: &BTreeMap<Kind, Known>) -> impl Iterator<Item = (Kind, &Json)> {
+    kinds.iter().flat_map(|(kind, known)| known.json().map(|json| (*kind, json)))
 }
 
 /// What the stored input says, by kind.

@@ -1,6 +1,7 @@
 //! The last complete input in a file, for a start while no API server answers. The pins go on
 //! forwarding without it; it has what they don't: health checks, and everything after a reboot.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -11,11 +12,12 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::source::Object;
+use super::brake::Json;
+use crate::source::{Kind, Object};
 
 const FILE: &str = "inputs.json";
 /// Of the file's content. Another one is not read.
@@ -26,7 +28,7 @@ const EVERY: Duration = Duration::from_secs(2);
 const SHARE: u32 = 50;
 
 /// The content of the file.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Stored {
     format: u32,
     /// The inputs of another node are not this one's.
@@ -34,6 +36,13 @@ struct Stored {
     services: Vec<Arc<Service>>,
     slices: Vec<Arc<EndpointSlice>>,
     nodes: Vec<Arc<Node>>,
+}
+
+/// What goes into the file. The objects are shared with who knows them.
+#[derive(Debug)]
+struct Content {
+    node: String,
+    objects: BTreeMap<Kind, Vec<Json>>,
 }
 
 /// What an earlier agent knew, and when it wrote that.
@@ -123,42 +132,36 @@ impl Store {
     }
 
     /// Writes these in the background, if it is time.
-    pub(super) fn write<'a>(&mut self, objects: impl Iterator<Item = &'a Object>) {
+    pub(super) fn write<'a>(&mut self, objects: impl Iterator<Item = (Kind, &'a Json)>) {
         if self.writing.is_some() || !self.is_dirty || self.due > Instant::now() {
             return;
         }
         self.is_dirty = false;
-        let (path, stored) = (self.dir.join(FILE), self.stored(objects));
+        let (path, content) = (self.dir.join(FILE), self.content(objects));
         self.writing = Some(tokio::task::spawn_blocking(move || {
             let start = Instant::now();
-            (write(&path, &stored), start.elapsed())
+            (write(&path, &content), start.elapsed())
         }));
     }
 
     /// Writes these now, if they are not written yet: the last chance.
-    pub(super) async fn finish<'a>(&mut self, objects: impl Iterator<Item = &'a Object>) {
+    pub(super) async fn finish<'a>(&mut self, objects: impl Iterator<Item = (Kind, &'a Json)>) {
         if self.writing.is_some() {
             self.written().await;
         }
         if std::mem::take(&mut self.is_dirty)
-            && let Err(error) = write(&self.dir.join(FILE), &self.stored(objects))
+            && let Err(error) = write(&self.dir.join(FILE), &self.content(objects))
         {
             tracing::warn!("{}: {error:#}", self.dir.display());
         }
     }
 
-    fn stored<'a>(&self, objects: impl Iterator<Item = &'a Object>) -> Stored {
-        let node = self.node.clone();
-        let (services, slices, nodes) = (Vec::new(), Vec::new(), Vec::new());
-        let mut stored = Stored { format: FORMAT, node, services, slices, nodes };
-        for object in objects.cloned() {
-            match object {
-                Object::Service(service) => stored.services.push(service),
-                Object::EndpointSlice(slice) => stored.slices.push(slice),
-                Object::Node(node) => stored.nodes.push(node),
-            }
+    fn content<'a>(&self, objects: impl Iterator<Item = (Kind, &'a Json)>) -> Content {
+        let mut content = Content { node: self.node.clone(), objects: BTreeMap::new() };
+        for (kind, json) in objects {
+            content.objects.entry(kind).or_default().push(Json::clone(json));
         }
-        stored
+        content
     }
 }
 
@@ -179,8 +182,28 @@ fn read(path: &Path, expected: &str) -> anyhow::Result<Option<Remembered>> {
     Ok(Some(Remembered { objects, written }))
 }
 
-fn write(path: &Path, stored: &Stored) -> anyhow::Result<()> {
-    write_atomically(path, |file| Ok(serde_json::to_writer(file, stored)?))
+fn write(path: &Path, content: &Content) -> anyhow::Result<()> {
+    let Content { node, objects } = content;
+    let node = serde_json::to_string(node)?;
+    write_atomically(path, |file| {
+        write!(file, "{{\"format\":{FORMAT},\"node\":{node}")?;
+        for kind in Kind::ALL {
+            let list = match kind {
+                Kind::Service => "services",
+                Kind::EndpointSlice => "slices",
+                Kind::Node => "nodes",
+            };
+            write!(file, ",\"{list}\":[")?;
+            for (index, json) in objects.get(&kind).into_iter().flatten().enumerate() {
+                if index > 0 {
+                    file.write_all(b",")?;
+                }
+                file.write_all(json)?;
+            }
+            file.write_all(b"]")?;
+        }
+        Ok(file.write_all(b"}")?)
+    })
 }
 
 /// A reader sees the old content or the new one, also after a power cut.
@@ -219,10 +242,13 @@ mod tests {
         assert_eq!(store.error(), None);
         assert!(store.read().is_none());
         let objects = [service("x"), EndpointSlice::default().into(), Node::default().into()];
-        store.finish(objects.iter()).await;
+        let json: Vec<(Kind, Json)> =
+            objects.iter().map(|object| (object.id().kind, object.to_json().into())).collect();
+        let all = || json.iter().map(|(kind, json)| (*kind, json));
+        store.finish(all()).await;
         assert!(store.read().is_none(), "nothing changed, nothing is written");
         store.touch();
-        store.write(objects.iter());
+        store.write(all());
         store.written().await;
         assert_eq!(store.error(), None);
         assert_eq!(store.read().unwrap().objects, objects);
@@ -230,9 +256,9 @@ mod tests {
 
         // The next write waits, the last one doesn't.
         store.touch();
-        store.write(objects.iter());
+        store.write(all());
         assert!(store.writing.is_none() && store.due().unwrap() > Instant::now());
-        store.finish(objects[..1].iter()).await;
+        store.finish(all().take(1)).await;
         assert_eq!(store.read().unwrap().objects, objects[..1]);
     }
 
@@ -245,7 +271,7 @@ mod tests {
         let mut store = Store::open(&dir.path().join("file/state"), "a");
         assert!(store.error().is_some());
         store.touch();
-        store.write([].iter());
+        store.write(std::iter::empty());
         store.written().await;
         assert!(store.error().is_some() && store.due().is_some(), "it is tried again");
     }

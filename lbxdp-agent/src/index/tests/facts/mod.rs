@@ -129,7 +129,7 @@ impl Fact {
             index.set_device_addresses(devices.clone());
             for object in order {
                 index.apply(object);
-                index.desired();
+                decided(&mut index);
             }
             for step in rest {
                 take(&mut index, step.clone(), says);
@@ -142,20 +142,20 @@ fn take(index: &mut Index, step: Step, says: &str) {
     match step {
         Step::Apply(objects) => objects.into_iter().for_each(|object| index.apply(object)),
         Step::Delete(id) => index.delete(&id),
-        Step::Devices(addresses) => drop(index.set_device_addresses(addresses)),
-        Step::Serves(lines) => assert_eq!(show(&index.desired().0), lines, "{says}"),
+        Step::Devices(addresses) => index.set_device_addresses(addresses),
+        Step::Serves(lines) => assert_eq!(show(&decided(index).0), lines, "{says}"),
         Step::KeepsFlows(lines) => {
-            assert_eq!(show_serving(&index.desired().0), lines, "{says}");
+            assert_eq!(show_serving(&decided(index).0), lines, "{says}");
         }
-        Step::Checks(lines) => assert_eq!(show_checks(&index.desired().0), lines, "{says}"),
+        Step::Checks(lines) => assert_eq!(show_checks(&decided(index).0), lines, "{says}"),
         Step::Eligible(expected) => assert_eq!(index.is_node_eligible(), expected, "{says}"),
         Step::Complains(part) => {
-            let problems = index.desired().1;
+            let problems = decided(index).1;
             assert_eq!(problems.len(), 1, "{says}: {problems:?}");
             let problem = problems[0].to_string();
             assert!(problem.contains(part), "{says}: {problem}");
         }
-        Step::Silent => assert_eq!(index.desired().1, [], "{says}"),
+        Step::Silent => assert_eq!(decided(index).1, [], "{says}"),
     }
 }
 

@@ -326,7 +326,7 @@ mod tests {
         let mut told = Vec::new();
         while let Next::Tell(telling) = board.next(now) {
             board.told(&telling.name, &Outcome::Created, now);
-            told.push(telling.report.object.name);
+            told.push(telling.report.object.name.to_string());
         }
         told.sort();
         let mut expected = vec!["other"];

@@ -86,7 +86,7 @@ mod tests {
     }
 
     fn told(problems: &[Problem]) -> Vec<Report> {
-        reports(problems, |id| (id.name != "gone").then(|| format!("uid of {id}")))
+        reports(problems, |id| (&*id.name != "gone").then(|| format!("uid of {id}")))
     }
 
     #[test]

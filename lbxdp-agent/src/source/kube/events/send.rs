@@ -78,7 +78,7 @@ fn of_error(error: &Error, how: How) -> Outcome {
 
 /// Of objects without a namespace it is where others put them, too.
 fn namespace(report: &Report) -> &str {
-    match report.object.namespace.as_str() {
+    match &*report.object.namespace {
         "" => DEFAULT_NAMESPACE,
         namespace => namespace,
     }
@@ -103,8 +103,8 @@ fn event(name: &str, report: &Report, node: &str, now: MicroTime) -> Event {
         regarding: Some(ObjectReference {
             api_version: Some(api_version.to_owned()),
             kind: Some(object.kind.to_string()),
-            name: Some(object.name.clone()),
-            namespace: Some(object.namespace.clone()).filter(|namespace| !namespace.is_empty()),
+            name: Some(object.name.to_string()),
+            namespace: Some(object.namespace.to_string()).filter(|namespace| !namespace.is_empty()),
             uid: Some(uid.clone()),
             ..ObjectReference::default()
         }),
