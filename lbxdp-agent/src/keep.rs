@@ -9,7 +9,8 @@ use lbxdp_common::{Descriptor, FrontendKind, TableRef};
 
 use crate::apply::{Actual, BackendEntry};
 use crate::model::{
-    Clients, Desired, EndpointSet, Endpoints, Family, Frontend, FrontendAddr, Protocol, ServicePortName,
+    Clients, Desired, EndpointSet, Endpoints, Family, Frontend, FrontendAddr, Protocol,
+    ServicePortName,
 };
 use crate::view::{self, Decision};
 
@@ -32,7 +33,9 @@ pub fn keep(actual: &Actual, desired: &mut Desired) -> usize {
         };
         for endpoints in [&frontend.external, &frontend.internal] {
             if let Endpoints::Serve(backends) = endpoints {
-                desired.local_backends.extend(backends.iter().filter(|backend| local.contains(backend)));
+                desired
+                    .local_backends
+                    .extend(backends.iter().filter(|backend| local.contains(backend)));
             }
         }
         desired.frontends.insert(*addr, frontend);
@@ -66,11 +69,8 @@ fn remembered(actual: &Actual, addr: FrontendAddr, id: u32) -> Option<Frontend> 
     let (service, port) = info.name().rsplit_once(':')?;
     let (namespace, service) = service.split_once('/')?;
     let descriptor = actual.descriptors.get(&(family, id))?;
-    let name = ServicePortName {
-        namespace: namespace.into(),
-        service: service.into(),
-        port: port.into(),
-    };
+    let name =
+        ServicePortName { namespace: namespace.into(), service: service.into(), port: port.into() };
     let external = endpoints(actual, family, TableRef(descriptor.external))?;
     let internal = endpoints(actual, family, TableRef(descriptor.internal))?;
     let ranges = || actual.ranges.get(&(family, descriptor.service)).cloned().unwrap_or_default();

@@ -169,9 +169,7 @@ mod tests {
     use super::*;
     use crate::apply::fake::FakeMaps;
     use crate::apply::faulty::FaultyMaps;
-    use crate::model::{
-        EndpointSet, Endpoints, Frontend, FrontendAddr, Protocol, ServicePortName,
-    };
+    use crate::model::{EndpointSet, Endpoints, Frontend, FrontendAddr, Protocol, ServicePortName};
 
     const SECOND: u64 = 1_000_000_000;
 

@@ -16,7 +16,10 @@ pub struct Table {
 
 impl Table {
     /// The table of these endpoints, if each has an id.
-    pub fn new(endpoints: &EndpointSet, id: impl FnMut(&std::net::SocketAddr) -> Option<u32>) -> Option<Self> {
+    pub fn new(
+        endpoints: &EndpointSet,
+        id: impl FnMut(&std::net::SocketAddr) -> Option<u32>,
+    ) -> Option<Self> {
         let ids = endpoints.iter().map(id).collect::<Option<_>>()?;
         Some(Self { endpoints: endpoints.clone(), ids })
     }

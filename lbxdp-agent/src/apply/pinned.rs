@@ -644,7 +644,9 @@ impl Maps for PinnedMaps {
             // What leads out of the slab is no table: whoever looks for it finds none.
             if range.indices().end <= TABLE_BLOCKS {
                 let blocks = sys::read_range(self.tables.as_fd(), range.first, range.blocks());
-                actual.tables.write(range.first, &blocks.map_err(map_error("tables", range.first))?);
+                actual
+                    .tables
+                    .write(range.first, &blocks.map_err(map_error("tables", range.first))?);
             }
         }
         Ok(actual)

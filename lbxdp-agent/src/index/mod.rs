@@ -41,9 +41,7 @@ use self::locals::Locals;
 use self::service::{Plan, Policy};
 use self::slices::{Slice, Slices};
 use crate::changes::{Changes, Touched};
-use crate::model::{
-    Desired, Endpoints, Family, Frontend, HealthCheck, Problem, ServicePortName,
-};
+use crate::model::{Desired, Endpoints, Family, Frontend, HealthCheck, Problem, ServicePortName};
 use crate::problem::Problems;
 use crate::source::{Kind, Object, ObjectId, Sourced};
 
@@ -313,7 +311,9 @@ impl Index {
         let zone = node.and_then(|node| node::zone(&node.object));
         let mut slices = Slices::default();
         for slice_id in self.slices_of.get(id).into_iter().flatten() {
-            let Some(Sourced { origin, object: slice }) = self.slices.get(slice_id) else { continue };
+            let Some(Sourced { origin, object: slice }) = self.slices.get(slice_id) else {
+                continue;
+            };
             let mut problems = Problems::default();
             match service {
                 Some(Some(plan)) => {
@@ -354,10 +354,11 @@ impl Index {
             });
             let (external, internal) = policies(claim.kind, plan);
             let (external, internal) = (lists.choose(external), lists.choose(internal));
-            let named = [&external, &internal].into_iter().filter_map(|endpoints| match endpoints {
-                Endpoints::Serve(named) => Some(named.iter()),
-                Endpoints::Reject | Endpoints::Drop => None,
-            });
+            let named =
+                [&external, &internal].into_iter().filter_map(|endpoints| match endpoints {
+                    Endpoints::Serve(named) => Some(named.iter()),
+                    Endpoints::Reject | Endpoints::Drop => None,
+                });
             let local = named.flatten().filter(|endpoint| lists.local.contains(endpoint));
             touched.backends.extend(self.locals.replace(addr, local.copied().collect()));
             self.desired.frontends.insert(

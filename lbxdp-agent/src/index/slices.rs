@@ -152,7 +152,8 @@ impl Slice {
                 report.warning("ports", "empty: the endpoints of the slice are not used");
             }
             let ports = ports.iter().enumerate();
-            read.ports = ports.filter_map(|(i, port)| ListedPort::read(i, port, &mut report)).collect();
+            read.ports =
+                ports.filter_map(|(i, port)| ListedPort::read(i, port, &mut report)).collect();
         }
         read.problems_if_served = problems.into_sorted();
         read
@@ -234,9 +235,8 @@ impl<'a> Slices<'a> {
     pub(super) fn of(&self, port: &Port) -> &Endpoints {
         const NONE: &Endpoints = &BTreeMap::new();
         let mut ports = self.0.iter();
-        let is_port = |(protocol, name): (Protocol, &str)| {
-            protocol == port.protocol && name == port.name
-        };
+        let is_port =
+            |(protocol, name): (Protocol, &str)| protocol == port.protocol && name == port.name;
         ports.find(|(key, _)| is_port(**key)).map_or(NONE, |(_, endpoints)| endpoints)
     }
 }

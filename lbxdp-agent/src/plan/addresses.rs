@@ -68,6 +68,9 @@ impl Addresses<'_> {
 }
 
 fn frontends_at(addr: IpAddr) -> RangeInclusive<FrontendAddr> {
-    FrontendAddr { addr, port: 0, protocol: Protocol::Tcp }
-        ..=FrontendAddr { addr, port: u16::MAX, protocol: Protocol::Sctp }
+    FrontendAddr { addr, port: 0, protocol: Protocol::Tcp }..=FrontendAddr {
+        addr,
+        port: u16::MAX,
+        protocol: Protocol::Sctp,
+    }
 }

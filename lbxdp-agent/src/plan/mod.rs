@@ -33,8 +33,8 @@ use lbxdp_common::{AddressFlags, Descriptor, FrontendInfo, TablePolicy, TableRef
 use crate::apply::{Actual, BackendEntry, MapOp};
 use crate::changes::Touched;
 use crate::model::{
-    Desired, EndpointSet, Endpoints, Family, Frontend, FrontendAddr, NodeFacts, Problem, ServicePortName,
-    Severity,
+    Desired, EndpointSet, Endpoints, Family, Frontend, FrontendAddr, NodeFacts, Problem,
+    ServicePortName, Severity,
 };
 use crate::quarantine::IdPool;
 use crate::table::Table;
@@ -617,7 +617,8 @@ impl Planner {
             }
             Scope::Some(_) => {
                 let keys = gone.iter().map(|(addr, id)| (Family::of(addr.addr), *id));
-                let descriptors = keys.clone().filter(|key| self.actual.descriptors.contains_key(key));
+                let descriptors =
+                    keys.clone().filter(|key| self.actual.descriptors.contains_key(key));
                 let infos = keys.filter(|key| self.actual.infos.contains_key(key));
                 (descriptors.collect(), infos.collect())
             }

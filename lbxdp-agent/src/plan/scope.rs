@@ -143,11 +143,7 @@ pub(super) struct After {
 
 impl After {
     /// Of a draft that replaces these descriptors.
-    pub(super) fn new(
-        before: &[(Family, Descriptor)],
-        draft: &Draft<'_>,
-        tables: &Tables,
-    ) -> Self {
+    pub(super) fn new(before: &[(Family, Descriptor)], draft: &Draft<'_>, tables: &Tables) -> Self {
         let after = draft.served.values().map(|served| &served.descriptor);
         let ranges: BTreeSet<BlockRange> = after.flat_map(BlockRange::published).collect();
         // Words that are replaced, and those of them with affinity.

@@ -63,8 +63,7 @@ impl Tables {
             }
             let reserved = tables.slab.reserve(range);
             let backends = backends.into_iter().collect();
-            let table =
-                Table { family, backends, endpoints, reserved, uses: 0, affine_uses: 0 };
+            let table = Table { family, backends, endpoints, reserved, uses: 0, affine_uses: 0 };
             tables.name(&table);
             tables.published.insert(range, table);
         }
@@ -100,8 +99,7 @@ impl Tables {
         let mut backends: Box<[u32]> = ids.into();
         backends.sort_unstable();
         let endpoints = Some(endpoints);
-        let table =
-            Table { family, backends, endpoints, reserved: true, uses: 0, affine_uses: 0 };
+        let table = Table { family, backends, endpoints, reserved: true, uses: 0, affine_uses: 0 };
         self.drafts.insert(range, table);
         Some(range)
     }

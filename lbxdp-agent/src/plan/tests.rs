@@ -66,7 +66,10 @@ impl World {
         let (applied, failure) = self.maps.apply(&plan.ops);
         assert!(failure.is_none());
         self.planner.commit(&plan.ops[..applied]);
-        assert!(*self.planner.actual() == self.maps.actual.without_tables(), "the picture is wrong");
+        assert!(
+            *self.planner.actual() == self.maps.actual.without_tables(),
+            "the picture is wrong"
+        );
         plan
     }
 

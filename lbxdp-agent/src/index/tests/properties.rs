@@ -250,7 +250,8 @@ fn assert_named(before: &Desired, after: &Desired, changes: &Changes) {
     let differ = changed(&before.frontends, &after.frontends);
     assert!(touched.frontends.is_superset(&differ), "{differ:?} of {touched:?}");
     for desired in [before, after] {
-        let service = |addr| desired.frontends.get(addr).map(|f| (&f.name.namespace, &f.name.service));
+        let service =
+            |addr| desired.frontends.get(addr).map(|f| (&f.name.namespace, &f.name.service));
         let services: BTreeSet<_> = touched.frontends.iter().filter_map(service).collect();
         for addr in desired.frontends.keys() {
             let is_of = service(addr).is_some_and(|name| services.contains(&name));
