@@ -364,24 +364,16 @@ impl Agent {
     }
 
     /// Has the index follow the objects.
-    fn decide(&mut self) {
+    fn decide(&mut self) -> Result<(), MapError> {
         let changes = self.index.follow();
         if self.may_lack && !changes.is_empty() {
+            let actual = self.reconciler.maps().read().inspect_err(|_| self.index.doubt())?;
             let mut desired = self.index.desired().clone();
-            match self.reconciler.maps().read() {
-                Ok(actual) => {
-                    let kept = keep::keep(&actual, &mut desired);
-                    if kept > 0 {
-                        tracing::warn!(kept, "input is incomplete since the start: frontends stay");
-                    }
-                    self.kept = Some(desired);
-                }
-                Err(error) => {
-                    // Rather nothing new than something less.
-                    tracing::error!(%error, "reading what the maps have");
-                    self.kept.get_or_insert_default();
-                }
+            let kept = keep::keep(&actual, &mut desired);
+            if kept > 0 {
+                tracing::warn!(kept, "input is incomplete since the start: frontends stay");
             }
+            self.kept = Some(desired);
             self.changes = Changes::All;
         } else if !self.may_lack && self.kept.take().is_some() {
             self.changes = Changes::All;
@@ -390,13 +382,19 @@ impl Agent {
         if self.problems.index != self.index.problems() {
             self.problems.index = self.index.problems().to_vec();
         }
+        Ok(())
     }
 
     /// Brings the maps as near to what is desired as they get; when to try again.
     fn reconcile(&mut self, network: &Network, sweep: bool) -> Option<Duration> {
         let start = Instant::now();
         self.index.set_device_addresses(network.addresses());
-        self.decide();
+        if let Err(error) = self.decide() {
+            // Without knowing what is there nothing may go.
+            tracing::error!(%error, "reading what the maps have");
+            self.health.programmed(false);
+            return Some(LONGEST_PAUSE);
+        }
         self.look_around(network);
         let mut changes = std::mem::take(&mut self.changes);
         if sweep {

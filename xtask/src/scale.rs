@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -30,6 +31,9 @@ pub struct Options {
     /// Seconds without any change for which the processor's time is measured.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     idle: u64,
+    /// Measures this program instead of building one.
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -73,12 +77,13 @@ pub fn run(options: &Options) -> Result<()> {
     for program in binaries::CONTROL_PLANE {
         program.find()?;
     }
-    build_ebpf::run()?;
-    step("building the agent with optimisations");
-    run_command(cargo().args(["build", "--release", "--package", "lbxdp-agent", "--quiet"]))?;
+    let agent = match &options.agent {
+        Some(agent) => agent.clone(),
+        None => build()?,
+    };
     sweep::stale();
     sweep::on_signal();
-    let done = catch_unwind(AssertUnwindSafe(|| measure(options)));
+    let done = catch_unwind(AssertUnwindSafe(|| measure(options, &agent)));
     sweep::wait_if_stopping();
     sweep::own();
     let figures = done.unwrap_or_else(|_| Err(anyhow!("the measurement panicked")))?;
@@ -89,7 +94,15 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn measure(options: &Options) -> Result<Figures> {
+/// Builds the agent as it is used.
+fn build() -> Result<PathBuf> {
+    build_ebpf::run()?;
+    step("building the agent with optimisations");
+    run_command(cargo().args(["build", "--release", "--package", "lbxdp-agent", "--quiet"]))?;
+    Ok(root().join("target/release/lbxdp-agent"))
+}
+
+fn measure(options: &Options, binary: &Path) -> Result<Figures> {
     let cluster = Cluster::new(&Spec { pods: vec![1], ..Spec::default() });
     let plane = ControlPlane::start(&cluster.client, CLIENT_V4, 1);
     step(&format!("creating {} Services", options.services));
@@ -102,7 +115,7 @@ fn measure(options: &Options) -> Result<Figures> {
     let agent_options = AgentOptions {
         do_not_wait: true,
         log_filter: Some("info,lbxdp_agent::agent=debug".to_owned()),
-        binary: Some(root().join("target/release/lbxdp-agent")),
+        binary: Some(binary.to_owned()),
         ..AgentOptions::default()
     };
     let started = now();

@@ -17,7 +17,14 @@ pub fn admits<F: Family>(descriptor: &Descriptor, client: &F::Addr) -> bool {
         return true;
     }
     let bits = RangeKey::<F::Addr>::SERVICE_BITS + F::Addr::LEN as u32 * 8;
-    let key = RangeKey { service: descriptor.service, addr: *client };
-    let key = Aligned(Key::new(bits, key));
+    let key = RangeKey { service: 0, addr: F::Addr::UNSPECIFIED };
+    let mut key = Aligned(Key::new(bits, key));
+    let data = (&raw mut key).cast::<u32>();
+    // SAFETY: the key is the length, the service and the address, packed. One by one: the compiler
+    // would join the service and a short address to a word that is not aligned.
+    unsafe {
+        data.add(1).write_volatile(descriptor.service);
+        data.add(2).cast::<F::Addr>().write_volatile(*client);
+    }
     F::range_map().get(&key.0).is_some()
 }
