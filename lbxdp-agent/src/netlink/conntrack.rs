@@ -213,7 +213,9 @@ fn tcp_state(infos: &[ProtoInfo]) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::{DefaultNla, Emitable as _, ParseableParametrized as _};
+    use netlink_packet_core::{
+        DefaultNla, Emitable as _, NetlinkSerializable, ParseableParametrized as _,
+    };
 
     use super::*;
 
@@ -226,7 +228,8 @@ mod tests {
         let sent = message(NetfilterProtoFamily::Unspec, ConntrackMessage::New(attributes));
         let mut bytes = vec![0; sent.buffer_len()];
         sent.emit(&mut bytes);
-        let received = NetfilterMessage::parse_with_param(&bytes, sent.message_type()).unwrap();
+        let kind = NetlinkSerializable::message_type(&sent);
+        let received = NetfilterMessage::parse_with_param(&bytes[..], kind).unwrap();
         connection(&received)
     }
 
