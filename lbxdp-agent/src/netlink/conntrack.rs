@@ -214,7 +214,7 @@ fn tcp_state(infos: &[ProtoInfo]) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use netlink_packet_core::{
-        DefaultNla, Emitable as _, NetlinkSerializable, ParseableParametrized as _,
+        DefaultNla, Emitable, NetlinkSerializable, ParseableParametrized as _,
     };
 
     use super::*;
@@ -226,7 +226,7 @@ mod tests {
     /// What the agent makes of a message after it has been written and read.
     fn read(attributes: Vec<ConntrackAttribute>) -> Option<Connection> {
         let sent = message(NetfilterProtoFamily::Unspec, ConntrackMessage::New(attributes));
-        let mut bytes = vec![0; sent.buffer_len()];
+        let mut bytes = vec![0; Emitable::buffer_len(&sent)];
         sent.emit(&mut bytes);
         let kind = NetlinkSerializable::message_type(&sent);
         let received = NetfilterMessage::parse_with_param(&bytes[..], kind).unwrap();
