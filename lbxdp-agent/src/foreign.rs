@@ -85,6 +85,8 @@ fn half(
             flags,
             _pad,
             last_seen,
+            #[cfg(feature = "next-layout")]
+            _next: 0,
         };
         (key, flow)
     }
@@ -105,6 +107,8 @@ fn half(
         flags,
         _pad: 0,
         last_seen: now,
+        #[cfg(feature = "next-layout")]
+        _next: 0,
     };
     let ends = [here.from, here.to, there.to, there.from];
     let v4 = ends.map(|end| match end.ip() {

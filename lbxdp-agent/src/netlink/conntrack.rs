@@ -228,9 +228,8 @@ mod tests {
         let sent = message(NetfilterProtoFamily::Unspec, ConntrackMessage::New(attributes));
         let mut bytes = vec![0; Emitable::buffer_len(&sent)];
         sent.emit(&mut bytes);
-        let received =
-            NetfilterMessage::parse_with_param(&bytes, NetlinkSerializable::message_type(&sent))
-                .unwrap();
+        let kind = NetlinkSerializable::message_type(&sent);
+        let received = NetfilterMessage::parse_with_param(&bytes[..], kind).unwrap();
         connection(&received)
     }
 

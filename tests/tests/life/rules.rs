@@ -35,7 +35,7 @@ impl<'a> Rules<'a> {
     }
 
     /// With these source ports instead.
-    pub fn from_ports(mut self, ports: &'static str) -> Self {
+    pub fn with_ports(mut self, ports: &'static str) -> Self {
         self.masquerade = ports;
         self
     }

@@ -476,7 +476,7 @@ impl Scene {
 fn two_translators_with_the_same_few_source_ports_never_share_one() {
     let mut scene = Scene::new(&pods(0, 1));
     let ports = "to :61000-61007 random";
-    scene.rules().from_ports(ports).load();
+    scene.rules().with_ports(ports).load();
     let mut stacks = scene.hold_vip(3);
     let options = AgentOptions { snat_ports: Some((61_000, 61_007)), ..scene.options(&[]) };
     scene.start(options.clone());
