@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use lbxdp_agent::apply::Maps as _;
 use lbxdp_agent::apply::fake::FakeMaps;
 use lbxdp_agent::dump::dump;
 use lbxdp_agent::model::{
@@ -101,7 +102,7 @@ fn dump_after<'a>(inputs: impl IntoIterator<Item = &'a Desired>, facts: &NodeFac
         reconciler.maps_mut().now = now;
         reconciler.reconcile(last.unwrap(), facts, Some(&BTreeSet::new()), now);
     }
-    dump(reconciler.actual())
+    dump(&reconciler.maps().read().expect("these maps do not fail"))
 }
 
 /// The inputs in which the frontends come one after another.

@@ -336,7 +336,7 @@ fn merged_packets_are_measured_by_their_pieces() {
         let mut packet = Packet::new(IPPROTO_TCP, net.client, net.vip).flags(".");
         packet.payload = vec![7; 2_800];
         assert_eq!(rig.ingress_merged(&packet.bytes(), 1_400).verdict, TCX_REDIRECT);
-        rig.expect_moved(&[("flow_new", 1), ("redirected_neigh", 1)]);
+        rig.expect_moved(&[("flow_midstream", 1), ("flow_new", 1), ("redirected_neigh", 1)]);
         rig.ingress_merged(&packet.bytes(), 1_500);
         rig.expect_moved(&[("flow_hit", 1), ("too_big", 1), ("icmp_sent", 1)]);
     }
