@@ -1,0 +1,172 @@
+//! Deployments that scale and roll while they are asked.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use lbxdp_tests::lab::traffic::Load;
+use lbxdp_tests::lab::{Lab, Origin};
+use lbxdp_tests::process::{run, wait_until, workspace_binary};
+use lbxdp_tests::traffic::load::Report;
+use serde_json::{Value, json};
+
+use super::world::{
+    Applied, SERVED_WITHIN, alone, pods, service, share, target, wait_answered_by, wait_served,
+    wait_silent, web,
+};
+
+#[test]
+#[ignore = "needs root and Go"]
+fn a_deployment_is_scaled_up_to_nothing_and_up_again() {
+    let Some(lab) = share() else { return };
+    let _applied = Applied::new(&lab, vec![web("scaled", 1), service("scaled", 61)]);
+    let asked = [
+        (Origin::Client, target("203.0.113.61", 80)),
+        (Origin::Client, target("2001:db8:ff::61", 80)),
+        (Origin::Node(1), target("10.96.0.61", 80)),
+        (Origin::Pod("deployment/scale-client".to_owned()), target("fd00:10:96::61", 80)),
+    ];
+    // A pod that stays, to ask from.
+    let _client = Applied::new(&lab, vec![web("scale-client", 1)]);
+    let many = if lbxdp_tests::long() { 50 } else { 20 };
+    for replicas in [1, many, 0, 5] {
+        lab.kubectl(&["scale", "deployment/scaled", &format!("--replicas={replicas}")]);
+        lab.kubectl(&["rollout", "status", "deployment/scaled", "--timeout=300s"]);
+        let mut names = BTreeSet::new();
+        wait_until(&format!("{replicas} pods, and no others"), SERVED_WITHIN, || {
+            names = pods(&lab, "scaled").into_iter().map(|pod| pod.name).collect();
+            names.len() == replicas
+        });
+        for (origin, target) in &asked {
+            if names.is_empty() {
+                wait_silent(&lab, std::slice::from_ref(origin), *target);
+            } else {
+                wait_answered_by(&lab, origin, *target, &names);
+            }
+        }
+    }
+}
+
+/// New connections each second while pods are replaced, together.
+const RATES: [(Origin, u32); 2] = [(Origin::Client, 100), (Origin::Node(1), 60)];
+/// And from a pod.
+const POD_RATE: u32 = 40;
+
+/// Loads from everywhere, 200 new connections each second.
+struct Loads(Vec<(Origin, Load)>);
+
+impl Loads {
+    #[track_caller]
+    fn start(lab: &Lab, pod: &str, address: SocketAddr) -> Self {
+        let mut rates = RATES.to_vec();
+        rates.push((Origin::Pod(pod.to_owned()), POD_RATE));
+        let origins: Vec<_> = rates.iter().map(|(origin, _)| origin.clone()).collect();
+        wait_served(lab, &origins, address);
+        let loads = rates.into_iter().map(|(origin, rate)| {
+            let load = lab.load(&origin, address, rate, 5);
+            (origin, load)
+        });
+        Self(loads.collect())
+    }
+
+    fn stop(self) -> Vec<(Origin, Report)> {
+        self.0.into_iter().map(|(origin, load)| (origin, load.stop())).collect()
+    }
+}
+
+/// A Deployment whose pods go on for so many seconds after they were told to end.
+fn with_pre_stop(name: &str, seconds: u32) -> Value {
+    let mut deployment = web(name, 3);
+    let pod = &mut deployment["spec"]["template"]["spec"];
+    pod["terminationGracePeriodSeconds"] = json!(seconds + 5);
+    pod["containers"][0]["lifecycle"] = json!({ "preStop": { "sleep": { "seconds": seconds } } });
+    deployment
+}
+
+/// Replaces all pods, and waits until the last of the old ones is gone.
+#[track_caller]
+fn roll(lab: &Lab, name: &str) {
+    let old: BTreeSet<_> = pods(lab, name).into_iter().map(|pod| pod.name).collect();
+    let deployment = format!("deployment/{name}");
+    lab.kubectl(&["rollout", "restart", &deployment]);
+    lab.kubectl(&["rollout", "status", &deployment, "--timeout=180s"]);
+    wait_until(&format!("the old pods of {name} are gone"), SERVED_WITHIN, || {
+        pods(lab, name).iter().all(|pod| !old.contains(&pod.name))
+    });
+}
+
+#[test]
+#[ignore = "needs root and Go"]
+fn pods_that_wait_before_they_end_are_replaced_without_a_failed_request() {
+    let Some(lab) = share() else { return };
+    let objects = vec![with_pre_stop("rolled", 5), web("roll-client", 1), service("rolled", 62)];
+    let _applied = Applied::new(&lab, objects);
+    for address in ["203.0.113.62", "2001:db8:ff::62"] {
+        let loads = Loads::start(&lab, "deployment/roll-client", target(address, 80));
+        roll(&lab, "rolled");
+        for (origin, report) in loads.stop() {
+            println!("{origin} to {address}: {report:?}");
+            let lost = (report.failed, report.lost);
+            assert_eq!(lost, (0, 0), "{origin} to {address}: {report:?}");
+            assert!(report.backends.len() >= 6, "{origin} to {address}: {report:?}");
+            assert!(report.requests > 100, "{origin} to {address}: {report:?}");
+        }
+    }
+}
+
+/// Failed requests and lost connections of several rolling updates of pods that end at once.
+#[track_caller]
+fn failures(lab: &Lab, rounds: u32, who: &str) -> u32 {
+    let address = target("203.0.113.63", 80);
+    let mut all = 0;
+    for round in 0..rounds {
+        let loads = Loads::start(lab, "deployment/hasty-client", address);
+        roll(lab, "hasty");
+        for (origin, report) in loads.stop() {
+            println!("{who}, round {round}, {origin}: {report:?}");
+            assert!(report.requests > 100, "{who}, {origin}: {report:?}");
+            all += report.failed + report.lost;
+        }
+    }
+    all
+}
+
+/// In the long run: it takes the cluster from lbxdp and gives it back.
+#[test]
+#[ignore = "needs root and Go"]
+fn pods_that_end_at_once_lose_no_more_requests_than_with_kube_proxy() {
+    const ROUNDS: u32 = 3;
+    if !lbxdp_tests::long() {
+        return;
+    }
+    let Some(lab) = alone() else { return };
+    let objects = vec![web("hasty", 3), web("hasty-client", 1), service("hasty", 63)];
+    let _applied = Applied::new(&lab, objects);
+    let ours = failures(&lab, ROUNDS, "lbxdp");
+
+    let _back = Back(&lab);
+    lab.uninstall_lbxdp();
+    let agent = workspace_binary("lbxdp-agent");
+    for node in &lab.nodes {
+        println!("{}", run(node.host.command(&agent).arg("cleanup")));
+    }
+    wait_silent(&lab, &[Origin::Client, Origin::Node(1)], target("203.0.113.63", 80));
+    lab.start_kube_proxy();
+    let theirs = failures(&lab, ROUNDS, "kube-proxy");
+    println!("lbxdp {ours}, kube-proxy {theirs} failures in {ROUNDS} rolling updates each");
+    assert!(ours <= theirs, "lbxdp {ours}, kube-proxy {theirs}");
+}
+
+/// Makes lbxdp serve again, whatever happens.
+struct Back<'a>(&'a Lab);
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        let Self(lab) = self;
+        lab.install_lbxdp(&json!({}));
+        for node in &lab.nodes {
+            node.stop_kube_proxy();
+            node.clean_up_kube_proxy();
+        }
+        lab.wait_lbxdp();
+    }
+}
