@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use lbxdp_tests::lab::Origin;
+use lbxdp_tests::lab::{Lab, Origin};
 use serde_json::json;
 
 use super::world::{
-    Applied, pods_by_node, service, share, target, wait_answered_by, wait_silent, web,
+    Applied, at_once, pods_by_node, service, share, target, wait_answered_by, wait_silent, web,
 };
 
 #[test]
@@ -28,13 +28,16 @@ fn pods_come_and_go_with_their_labels_and_services_with_theirs() {
         (Origin::Node(1), target("10.96.0.51", 80)),
     ];
     let expect = |names: &BTreeSet<String>| {
-        for (origin, target) in &asked {
-            if names.is_empty() {
-                wait_silent(&lab, std::slice::from_ref(origin), *target);
-            } else {
-                wait_answered_by(&lab, origin, *target, names);
+        at_once(asked.iter().map(|(origin, target)| {
+            let lab: &Lab = &lab;
+            move || {
+                if names.is_empty() {
+                    wait_silent(lab, std::slice::from_ref(origin), *target);
+                } else {
+                    wait_answered_by(lab, origin, *target, names);
+                }
             }
-        }
+        }));
     };
     expect(&all);
     lab.kubectl(&["label", "pod", &pods[0].name, "group-"]);

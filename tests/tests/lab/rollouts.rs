@@ -1,7 +1,6 @@
 //! Deployments that scale and roll while they are asked.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
 use lbxdp_tests::lab::traffic::Load;
 use lbxdp_tests::lab::{Lab, Origin};
@@ -10,8 +9,8 @@ use lbxdp_tests::traffic::load::Report;
 use serde_json::{Value, json};
 
 use super::world::{
-    Applied, SERVED_WITHIN, alone, pods, service, share, target, wait_answered_by, wait_served,
-    wait_silent, web,
+    Applied, SERVED_WITHIN, alone, at_once, pods, service, share, target, wait_answered_by,
+    wait_served, wait_silent, web,
 };
 
 #[test]
@@ -36,40 +35,48 @@ fn a_deployment_is_scaled_up_to_nothing_and_up_again() {
             names = pods(&lab, "scaled").into_iter().map(|pod| pod.name).collect();
             names.len() == replicas
         });
-        for (origin, target) in &asked {
-            if names.is_empty() {
-                wait_silent(&lab, std::slice::from_ref(origin), *target);
-            } else {
-                wait_answered_by(&lab, origin, *target, &names);
+        at_once(asked.iter().map(|(origin, target)| {
+            let (lab, names): (&Lab, _) = (&lab, &names);
+            move || {
+                if names.is_empty() {
+                    wait_silent(lab, std::slice::from_ref(origin), *target);
+                } else {
+                    wait_answered_by(lab, origin, *target, names);
+                }
             }
-        }
+        }));
     }
 }
 
-/// New connections each second while pods are replaced, together.
-const RATES: [(Origin, u32); 2] = [(Origin::Client, 100), (Origin::Node(1), 60)];
-/// And from a pod.
-const POD_RATE: u32 = 40;
-
-/// Loads from everywhere, 200 new connections each second.
-struct Loads(Vec<(Origin, Load)>);
+/// Loads from everywhere in both families, 200 new connections each second.
+struct Loads(Vec<(String, Load)>);
 
 impl Loads {
+    /// To the Service with this number; `pod` asks too.
     #[track_caller]
-    fn start(lab: &Lab, pod: &str, address: SocketAddr) -> Self {
-        let mut rates = RATES.to_vec();
-        rates.push((Origin::Pod(pod.to_owned()), POD_RATE));
-        let origins: Vec<_> = rates.iter().map(|(origin, _)| origin.clone()).collect();
-        wait_served(lab, &origins, address);
-        let loads = rates.into_iter().map(|(origin, rate)| {
-            let load = lab.load(&origin, address, rate, 5);
-            (origin, load)
+    fn start(lab: &Lab, pod: &str, number: u8) -> Self {
+        let [cluster, balancer] = ["10.96.0.", "203.0.113."].map(|net| format!("{net}{number}"));
+        let [cluster_v6, balancer_v6] =
+            ["fd00:10:96::", "2001:db8:ff::"].map(|net| format!("{net}{number}"));
+        let pod = Origin::Pod(pod.to_owned());
+        let all = [
+            (Origin::Client, balancer, 50),
+            (Origin::Client, balancer_v6, 50),
+            (Origin::Node(1), cluster_v6, 50),
+            (pod, cluster, 50),
+        ];
+        let all = all.map(|(origin, address, rate)| (origin, target(address, 80), rate));
+        for (origin, target, _) in &all {
+            wait_served(lab, std::slice::from_ref(origin), *target);
+        }
+        let loads = all.map(|(origin, target, rate)| {
+            (format!("{origin} to {target}"), lab.load(&origin, target, rate, 5))
         });
-        Self(loads.collect())
+        Self(loads.into())
     }
 
-    fn stop(self) -> Vec<(Origin, Report)> {
-        self.0.into_iter().map(|(origin, load)| (origin, load.stop())).collect()
+    fn stop(self) -> Vec<(String, Report)> {
+        self.0.into_iter().map(|(what, load)| (what, load.stop())).collect()
     }
 }
 
@@ -97,33 +104,32 @@ fn roll(lab: &Lab, name: &str) {
 #[test]
 #[ignore = "needs root and Go"]
 fn pods_that_wait_before_they_end_are_replaced_without_a_failed_request() {
-    let Some(lab) = share() else { return };
+    // The load is part of what is measured, so nothing else is to be slow meanwhile.
+    let Some(lab) = alone() else { return };
     let objects = vec![with_pre_stop("rolled", 5), web("roll-client", 1), service("rolled", 62)];
     let _applied = Applied::new(&lab, objects);
-    for address in ["203.0.113.62", "2001:db8:ff::62"] {
-        let loads = Loads::start(&lab, "deployment/roll-client", target(address, 80));
+    let loads = Loads::start(&lab, "deployment/roll-client", 62);
+    for _ in 0..if lbxdp_tests::long() { 5 } else { 1 } {
         roll(&lab, "rolled");
-        for (origin, report) in loads.stop() {
-            println!("{origin} to {address}: {report:?}");
-            let lost = (report.failed, report.lost);
-            assert_eq!(lost, (0, 0), "{origin} to {address}: {report:?}");
-            assert!(report.backends.len() >= 6, "{origin} to {address}: {report:?}");
-            assert!(report.requests > 100, "{origin} to {address}: {report:?}");
-        }
+    }
+    for (what, report) in loads.stop() {
+        println!("{what}: {report:?}");
+        assert_eq!((report.failed, report.lost), (0, 0), "{what}: {report:?}");
+        assert!(report.backends.len() >= 6, "{what}: {report:?}");
+        assert!(report.requests > 100, "{what}: {report:?}");
     }
 }
 
 /// Failed requests and lost connections of several rolling updates of pods that end at once.
 #[track_caller]
 fn failures(lab: &Lab, rounds: u32, who: &str) -> u32 {
-    let address = target("203.0.113.63", 80);
     let mut all = 0;
     for round in 0..rounds {
-        let loads = Loads::start(lab, "deployment/hasty-client", address);
+        let loads = Loads::start(lab, "deployment/hasty-client", 63);
         roll(lab, "hasty");
-        for (origin, report) in loads.stop() {
-            println!("{who}, round {round}, {origin}: {report:?}");
-            assert!(report.requests > 100, "{who}, {origin}: {report:?}");
+        for (what, report) in loads.stop() {
+            println!("{who}, round {round}, {what}: {report:?}");
+            assert!(report.requests > 100, "{who}, {what}: {report:?}");
             all += report.failed + report.lost;
         }
     }

@@ -7,7 +7,7 @@ use lbxdp_tests::lab::{Lab, Origin};
 use serde_json::{Value, json};
 
 use super::world::{
-    Applied, pods, pods_by_node, service, share, target, wait_served, wait_silent, web,
+    Applied, at_once, pods, pods_by_node, service, share, target, wait_served, wait_silent, web,
 };
 
 const NUMBER: u8 = 31;
@@ -77,23 +77,25 @@ fn a_service_becomes_every_type_and_back_and_only_what_it_is_answers() {
 #[track_caller]
 fn expect(lab: &Lab, served: Served) {
     let pod = Origin::Pod(pods(lab, "edited")[0].name.clone());
-    for v6 in [false, true] {
+    let asked = [false, true].into_iter().flat_map(|v6| {
         let [cluster, balancer] =
             if v6 { ["fd00:10:96::31", "2001:db8:ff::31"] } else { ["10.96.0.31", "203.0.113.31"] };
         let node = lab.nodes[1].ip(v6).to_string();
-        let asked = [
+        [
             (served.cluster, target(cluster, 80), [pod.clone(), Origin::Node(0)]),
             (served.node_port, target(&node, 30031), [Origin::Client, Origin::Node(2)]),
             (served.balancer, target(balancer, 80), [Origin::Client, Origin::Node(1)]),
-        ];
-        for (is_served, target, origins) in asked {
+        ]
+    });
+    at_once(asked.map(|(is_served, target, origins)| {
+        move || {
             if is_served {
                 wait_served(lab, &origins, target);
             } else {
                 wait_silent(lab, &origins, target);
             }
         }
-    }
+    }));
 }
 
 #[test]
@@ -121,8 +123,11 @@ fn a_service_of_one_family_is_served_in_that_one_until_it_has_both() {
         let inside = [Origin::Pod("deployment/families".to_owned()), Origin::Node(0)];
         let expect = |v6: bool, is_served: bool| {
             let wait = if is_served { wait_served } else { wait_silent };
-            wait(&lab, &everywhere, port(v6));
-            wait(&lab, &inside, cluster(v6));
+            let asked = [(port(v6), everywhere.clone()), (cluster(v6), inside.clone())];
+            at_once(asked.map(|(target, origins)| {
+                let lab: &Lab = &lab;
+                move || wait(lab, &origins, target)
+            }));
         };
         expect(v6_first, true);
         expect(!v6_first, false);

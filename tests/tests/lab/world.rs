@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use lbxdp_tests::lab::images::TEST;
@@ -215,23 +216,40 @@ pub fn pods_by_node(lab: &Lab, app: &str) -> Vec<Pod> {
 /// Waits until a request is answered from everywhere.
 #[track_caller]
 pub fn wait_served(lab: &Lab, origins: &[Origin], target: SocketAddr) {
-    for origin in origins {
+    from_each(origins, |origin| {
         wait_until(&format!("{target} answers {origin}"), SERVED_WITHIN, || {
             lab.spread(origin, target, 1).failed == 0
         });
-    }
+    });
 }
 
-/// Waits until no request from there has an answer any more, and asks a few times more.
+/// Waits until no request from there has an answer any more, and asks once more.
 #[track_caller]
 pub fn wait_silent(lab: &Lab, origins: &[Origin], target: SocketAddr) {
-    for origin in origins {
-        wait_until(&format!("{target} does not answer {origin}"), SERVED_WITHIN, || {
-            lab.spread(origin, target, 1).failed == 1
-        });
-        let outcome = lab.spread(origin, target, 2);
-        assert_eq!(outcome.failed, 2, "{origin} to {target}: {outcome:?}");
-    }
+    from_each(origins, |origin| {
+        let is_silent = || lab.spread(origin, target, 1).failed == 1;
+        wait_until(&format!("{target} does not answer {origin}"), SERVED_WITHIN, is_silent);
+        assert!(is_silent(), "{origin} to {target}: was silent, and answers again");
+    });
+}
+
+/// Does something from everywhere at once.
+#[track_caller]
+fn from_each(origins: &[Origin], f: impl Fn(&Origin) + Sync) {
+    at_once(origins.iter().map(|origin| || f(origin)));
+}
+
+/// Does several things at once; the panic of one is ours.
+#[track_caller]
+pub fn at_once<F: FnOnce() + Send>(all: impl IntoIterator<Item = F>) {
+    thread::scope(|scope| {
+        let threads: Vec<_> = all.into_iter().map(|one| scope.spawn(one)).collect();
+        for thread in threads {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
 }
 
 /// Waits until requests from there are answered by these pods and no others. Each of them is asked for
