@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use lbxdp_tests::lab::{Lab, Origin};
+use lbxdp_tests::process::wait_until;
 use serde_json::{Value, json};
 
 use super::world::{
-    Applied, at_once, pods, pods_by_node, service, share, target, wait_served, wait_silent, web,
+    Applied, Pod, SERVED_WITHIN, at_once, pods, pods_by_node, service, share, target, wait_served,
+    wait_silent, web,
 };
 
 const NUMBER: u8 = 31;
@@ -180,10 +182,12 @@ fn pods_find_headless_services_and_external_names_by_name() {
     let pods = pods_by_node(&lab, "unaddressed");
     let expected: BTreeSet<IpAddr> = pods.iter().flat_map(|pod| pod.ips.clone()).collect();
     assert_eq!(expected.len(), 6, "{pods:?}");
-    for pod in &pods {
-        let origin = pod.origin();
-        assert_eq!(lab.lookup(&origin, "unaddressed"), expected, "{origin}: the headless Service");
-        let dns = ["10.96.0.10", "fd00:10:96::a"].map(|ip| ip.parse().expect("an address"));
-        assert_eq!(lab.lookup(&origin, "elsewhere"), dns.into(), "{origin}: the external name");
+    let dns = ["10.96.0.10", "fd00:10:96::a"].map(|ip| ip.parse().expect("an address"));
+    for (name, expected) in [("unaddressed", expected), ("elsewhere", dns.into())] {
+        for origin in pods.iter().map(Pod::origin) {
+            wait_until(&format!("{name} is {expected:?} to {origin}"), SERVED_WITHIN, || {
+                lab.lookup(&origin, name) == expected
+            });
+        }
     }
 }
