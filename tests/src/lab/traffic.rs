@@ -1,9 +1,10 @@
 //! Requests from everywhere: outside, from a node's own processes, and from pods.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Read as _;
-use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde::de::DeserializeOwned;
 
@@ -60,14 +61,16 @@ impl Lab {
         json(&mut testd)
     }
 
-    /// The addresses that a name has there.
+    /// The addresses that a name has there; none if nobody there knows it.
     #[track_caller]
-    pub fn lookup(
-        &self,
-        origin: &Origin,
-        name: &str,
-    ) -> std::collections::BTreeSet<std::net::IpAddr> {
-        json(self.testd(origin).args(["client", "lookup", name]))
+    pub fn lookup(&self, origin: &Origin, name: &str) -> BTreeSet<IpAddr> {
+        let mut testd = self.testd(origin);
+        testd.args(["client", "lookup", name]);
+        let output = output(&mut testd);
+        if output.stdout.is_empty() {
+            return BTreeSet::new();
+        }
+        parse(&words(&testd), &output.stdout)
     }
 
     /// Starts a steady load: so many new connections each second, and so many that stay.
@@ -113,13 +116,18 @@ impl Drop for Load {
     }
 }
 
+#[track_caller]
+fn output(command: &mut Command) -> Output {
+    match command.output() {
+        Ok(output) => output,
+        Err(error) => panic!("{}: {error}", words(command)),
+    }
+}
+
 /// What a client says. It fails if a request failed, and says so in what it prints.
 #[track_caller]
 fn json<T: DeserializeOwned>(command: &mut Command) -> T {
-    let output = match command.output() {
-        Ok(output) => output,
-        Err(error) => panic!("{}: {error}", words(command)),
-    };
+    let output = output(command);
     assert!(
         !output.stdout.is_empty(),
         "{}: {}\n{}",

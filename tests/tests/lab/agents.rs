@@ -41,7 +41,7 @@ fn every_node_is_ready_and_has_an_agent_with_three_capabilities() {
 }
 
 /// The processes of this name in a cgroup and below.
-fn processes(cgroup: &std::path::Path, name: &str) -> Vec<u32> {
+pub fn processes(cgroup: &std::path::Path, name: &str) -> Vec<u32> {
     let mut found = Vec::new();
     let pids = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
     for pid in pids.lines() {

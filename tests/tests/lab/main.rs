@@ -3,5 +3,11 @@
 
 mod agents;
 mod dns;
+mod labels;
+mod latency;
+mod nodes;
+mod policies;
+mod rollouts;
 mod services;
+mod types;
 mod world;

@@ -3,18 +3,20 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use lbxdp_tests::lab::images::TEST;
 use lbxdp_tests::lab::{Lab, Origin, Place, Proxy};
 use lbxdp_tests::process::wait_until;
+use lbxdp_tests::traffic::spread::Outcome;
 use lbxdp_tests::{go, sweep};
 use serde_json::{Value, json};
 
 const NODES: usize = 3;
 /// A change at the API, until it is in the dataplane of every node.
-const SERVED_WITHIN: Duration = Duration::from_secs(30);
+pub const SERVED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The cluster. Who only uses it shares it; who stops parts of it has it alone.
 static LAB: OnceLock<Option<RwLock<Lab>>> = OnceLock::new();
@@ -52,6 +54,15 @@ extern "C" fn remove_at_exit() {
 #[track_caller]
 pub fn share() -> Option<RwLockReadGuard<'static, Lab>> {
     Some(lab()?.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// The cluster, which nobody else uses meanwhile.
+pub type Alone = RwLockWriteGuard<'static, Lab>;
+
+/// The cluster without other tests; `None` if there is nothing to build it with.
+#[track_caller]
+pub fn alone() -> Option<Alone> {
+    Some(lab()?.write().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// A Deployment of test servers on port 8080, spread over the nodes.
@@ -162,6 +173,7 @@ pub fn pods(lab: &Lab, app: &str) -> Vec<Pod> {
     let list = lab.get(&path).expect("a list of pods");
     let pods = list["items"].as_array().expect("items").iter().map(|pod| Pod {
         name: pod["metadata"]["name"].as_str().expect("a name").to_owned(),
+        node: pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned(),
         ips: pod["status"]["podIPs"]
             .as_array()
             .into_iter()
@@ -177,16 +189,85 @@ pub fn pods(lab: &Lab, app: &str) -> Vec<Pod> {
 pub struct Pod {
     /// Its name, by which it also answers.
     pub name: String,
+    /// The node that it is on; empty while it is on none.
+    pub node: String,
     /// Its addresses.
     pub ips: BTreeSet<IpAddr>,
+}
+
+impl Pod {
+    /// Requests from it.
+    pub fn origin(&self) -> Origin {
+        Origin::Pod(self.name.clone())
+    }
+}
+
+/// Those pods of a Deployment, one for each node and in their order.
+#[track_caller]
+pub fn pods_by_node(lab: &Lab, app: &str) -> Vec<Pod> {
+    let mut pods = pods(lab, app);
+    pods.sort_by(|a, b| a.node.cmp(&b.node));
+    let nodes: Vec<_> = pods.iter().map(|pod| pod.node.as_str()).collect();
+    let expected: Vec<_> = lab.nodes.iter().map(|node| node.name()).collect();
+    assert_eq!(nodes, expected, "nodes of the pods of {app}");
+    pods
 }
 
 /// Waits until a request is answered from everywhere.
 #[track_caller]
 pub fn wait_served(lab: &Lab, origins: &[Origin], target: SocketAddr) {
-    for origin in origins {
+    from_each(origins, |origin| {
         wait_until(&format!("{target} answers {origin}"), SERVED_WITHIN, || {
             lab.spread(origin, target, 1).failed == 0
         });
+    });
+}
+
+/// Waits until no request from there has an answer any more, and asks once more.
+#[track_caller]
+pub fn wait_silent(lab: &Lab, origins: &[Origin], target: SocketAddr) {
+    from_each(origins, |origin| {
+        let is_silent = || lab.spread(origin, target, 1).failed == 1;
+        wait_until(&format!("{target} does not answer {origin}"), SERVED_WITHIN, is_silent);
+        assert!(is_silent(), "{origin} to {target}: was silent, and answers again");
+    });
+}
+
+/// Does something from everywhere at once.
+#[track_caller]
+fn from_each(origins: &[Origin], f: impl Fn(&Origin) + Sync) {
+    at_once(origins.iter().map(|origin| || f(origin)));
+}
+
+/// Does several things at once; the panic of one is ours.
+#[track_caller]
+pub fn at_once<F: FnOnce() + Send>(all: impl IntoIterator<Item = F>) {
+    thread::scope(|scope| {
+        let threads: Vec<_> = all.into_iter().map(|one| scope.spawn(one)).collect();
+        for thread in threads {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+}
+
+/// Waits until requests from there are answered by these pods and no others. Each of them is asked for
+/// long enough that the silence of another one is no accident.
+#[track_caller]
+pub fn wait_answered_by(lab: &Lab, origin: &Origin, target: SocketAddr, names: &BTreeSet<String>) {
+    // One of n is not among 20·n by chance with a probability of e⁻²⁰.
+    let count = 20 * u32::try_from(names.len()).expect("a few");
+    let mut last = Outcome::default();
+    let deadline = Instant::now() + SERVED_WITHIN;
+    loop {
+        if last.failed == 0 && last.backends.keys().eq(names) {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{origin} to {target}: not within {SERVED_WITHIN:?} by {names:?}: {last:?}"
+        );
+        last = lab.spread(origin, target, count);
     }
 }
