@@ -3,5 +3,8 @@
 
 mod agents;
 mod dns;
+mod loads;
+mod outages;
 mod services;
+mod upgrades;
 mod world;
