@@ -39,12 +39,21 @@ impl Loads {
     /// went on at least.
     #[track_caller]
     pub fn all_went_well(self, seconds: f64) {
-        for (what, load) in self.all {
-            let report = load.stop();
+        let reports = self.all.into_iter().map(|(what, load)| (what, load.stop()));
+        let reports: Vec<_> = reports.collect();
+        for (what, report) in &reports {
             println!(
-                "{what}: {} requests, {} on connections that stay, in {:.0} s; at most {} ms",
-                report.requests, report.held_requests, report.seconds, report.slowest_ms
+                "{what}: {} requests, {} on connections that stay, in {:.0} s; at most {} ms; \
+                 {} failed, {} lost",
+                report.requests,
+                report.held_requests,
+                report.seconds,
+                report.slowest_ms,
+                report.failed,
+                report.lost
             );
+        }
+        for (what, report) in reports {
             assert_eq!((report.failed, report.lost), (0, 0), "{what}: {report:?}");
             assert!(report.seconds >= seconds, "{what}: {report:?}");
             // A machine that does other things may be slow, but not idle.

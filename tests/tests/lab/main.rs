@@ -6,5 +6,6 @@ mod dns;
 mod loads;
 mod outages;
 mod services;
+mod take_over;
 mod upgrades;
 mod world;

@@ -87,6 +87,8 @@ pub fn web(name: &str, replicas: u32) -> Value {
                         "name": "web",
                         "image": TEST,
                         "imagePullPolicy": "Never",
+                        // Without, a busy machine leaves them no processor time at all.
+                        "resources": { "requests": { "cpu": "200m" } },
                         "args": ["http", "--name", "$(POD)", "--listen", "[::]:8080"],
                         "env": [{
                             "name": "POD",
