@@ -15,6 +15,8 @@ use crate::kube::flags::{Credential, api_server_flags, ca, etcd_flags, flags, wr
 use crate::netns::Netns;
 
 const PORT: u16 = 6443;
+/// Of the second API server.
+const SECOND_PORT: u16 = 6444;
 /// A machine may be busy with other tests.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const STEP: Duration = Duration::from_secs(5);
@@ -23,7 +25,11 @@ const ADMIN: &str = "admin";
 
 /// Where nodes and agents reach the API server.
 pub fn url() -> String {
-    format!("https://{CONTROL_PLANE_V4}:{PORT}")
+    url_with(PORT)
+}
+
+fn url_with(port: u16) -> String {
+    format!("https://{CONTROL_PLANE_V4}:{port}")
 }
 
 impl Place {
@@ -119,20 +125,37 @@ impl ControlPlane {
     /// Starts the API server if it does not run, and waits until it is ready.
     #[track_caller]
     pub fn start_api_server(&self) {
+        self.start_one(&self.api_server(), &self.api, PORT, "lease");
+    }
+
+    /// Starts another API server on the same etcd, which nobody uses but who asks for it here; the
+    /// first one has been started before.
+    #[track_caller]
+    pub fn second_api_server(&self) -> SecondApiServer {
+        let text = kubeconfig(&url_with(SECOND_PORT), Some(&self.ca()), Some(ADMIN));
+        let api = Api::new(self.host.netns.path(), text);
+        let daemon = self.host.daemon("kube-apiserver-2");
+        self.start_one(&daemon, &api, SECOND_PORT, "none");
+        SecondApiServer { api, daemon }
+    }
+
+    /// `reconciler` is who writes the endpoints of the Service `kubernetes`.
+    #[track_caller]
+    fn start_one(&self, daemon: &Daemon, api: &Api, port: u16, reconciler: &str) {
         let dir = self.host.dir();
         let mut command = self.host.detached("kube-apiserver");
-        command.args(api_server_flags(&dir, CONTROL_PLANE_V4, PORT));
+        command.args(api_server_flags(&dir, CONTROL_PLANE_V4, port));
         command.args(flags(&[
             ("authorization-mode", "Node,RBAC"),
             ("kubelet-preferred-address-types", "InternalIP"),
             ("allow-privileged", "true"),
+            ("endpoint-reconciler-type", reconciler),
         ]));
-        let api_server = self.api_server();
-        api_server.start(&mut command);
+        daemon.start(&mut command);
         // The key is written after the certificate, both at the first start.
         let key = ca(&dir).with_extension("key");
-        let answers = |path| self.api.request("GET", path, None, STEP).is_ok();
-        api_server.wait_ready(READY_WITHIN, || {
+        let answers = |path| api.request("GET", path, None, STEP).is_ok();
+        daemon.wait_ready(READY_WITHIN, || {
             key.exists() && answers("/readyz") && answers("/api/v1/namespaces/default")
         });
     }
@@ -145,5 +168,19 @@ impl ControlPlane {
     /// Ends the API server at once. Everything else goes on.
     pub fn kill_api_server(&self) {
         self.api_server().kill();
+    }
+}
+
+/// An API server beside the first one. Ends with this handle.
+#[derive(Debug)]
+pub struct SecondApiServer {
+    /// What it serves, as an administrator.
+    pub api: Api,
+    daemon: Daemon,
+}
+
+impl Drop for SecondApiServer {
+    fn drop(&mut self) {
+        self.daemon.kill();
     }
 }

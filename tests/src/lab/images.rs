@@ -11,7 +11,22 @@ use crate::process::{command, run, workspace_binary};
 
 /// Directories for what runtimes mount.
 const DIRECTORIES: &[&str] = &[
-    "dev/", "etc/", "lib/", "lib64/", "proc/", "run/", "sys/", "tmp/", "usr/", "usr/lib/", "var/",
+    "dev/",
+    "etc/",
+    "host/",
+    "host/cgroup/",
+    "lib/",
+    "lib64/",
+    "proc/",
+    "run/",
+    "sys/",
+    "tmp/",
+    "usr/",
+    "usr/lib/",
+    "var/",
+    "var/lib/",
+    "var/lib/lbxdp/",
+    "var/run/",
 ];
 const TAG: &str = "lab";
 /// The test servers and clients.
@@ -20,6 +35,8 @@ pub const TEST: &str = "localhost/lbxdp-test:lab";
 pub const PAUSE: &str = "localhost/pause:lab";
 /// The name server.
 pub const DNS: &str = "localhost/coredns:lab";
+/// Tag of the agent with the next layout of maps.
+pub const NEXT_TAG: &str = "next";
 /// Where the test program is in its image.
 pub const TESTD: &str = "/lbxdp-testd";
 
@@ -43,17 +60,8 @@ pub fn make(dir: &Path) -> Vec<PathBuf> {
         created_by: "cargo xtask lab",
         ..Image::default()
     };
-    let testd = dir.join("testd");
-    // Debugging information is most of it.
-    run(command("strip").arg("-o").arg(&testd).arg(workspace_binary("lbxdp-testd")));
-    let libraries = libraries(&testd);
-    let contents: Vec<_> =
-        libraries.iter().map(|path| fs::read(path).expect("a library")).collect();
-    let program = fs::read(&testd).expect("the test program");
-    let mut files = vec![(TESTD.trim_start_matches('/'), program.as_slice())];
-    for (path, contents) in libraries.iter().zip(&contents) {
-        files.push((path.trim_start_matches('/'), contents));
-    }
+    let testd = Contents::of(dir, "lbxdp-testd");
+    let files = testd.files(TESTD.trim_start_matches('/'));
     let test = Image {
         name: TEST.trim_end_matches(":lab"),
         tag: TAG,
@@ -76,6 +84,56 @@ pub fn make(dir: &Path) -> Vec<PathBuf> {
         path
     });
     archives.into()
+}
+
+/// Writes the archive of the agent with the next layout of maps, `localhost/lbxdp:next`. It is what
+/// `cargo xtask build-next` makes, for tests alone, so it comes with its libraries.
+#[track_caller]
+pub fn make_next(dir: &Path) -> PathBuf {
+    let next = Contents::of(dir, "lbxdp-agent-next");
+    let image = Image {
+        name: "localhost/lbxdp",
+        tag: NEXT_TAG,
+        directories: DIRECTORIES,
+        files: &next.files("lbxdp-agent"),
+        entrypoint: &["/lbxdp-agent"],
+        created_by: "a test",
+        ..Image::default()
+    };
+    let path = dir.join("next.tar");
+    let archive = image.archive().unwrap_or_else(|error| panic!("{NEXT_TAG}: {error:#}"));
+    fs::write(&path, archive).expect("write an image");
+    path
+}
+
+/// A program of this workspace, and its libraries.
+struct Contents {
+    program: Vec<u8>,
+    libraries: Vec<(String, Vec<u8>)>,
+}
+
+impl Contents {
+    /// Debugging information is most of a program, so it is left out, in a copy in `dir`.
+    #[track_caller]
+    fn of(dir: &Path, name: &str) -> Self {
+        let stripped = dir.join(name);
+        run(command("strip").arg("-o").arg(&stripped).arg(workspace_binary(name)));
+        let read = |path: String| {
+            let contents = fs::read(&path).expect("a library");
+            (path, contents)
+        };
+        Self {
+            program: fs::read(&stripped).expect("a program"),
+            libraries: libraries(&stripped).into_iter().map(read).collect(),
+        }
+    }
+
+    /// What is in the image, with the program at this path.
+    fn files<'a>(&'a self, path: &'a str) -> Vec<(&'a str, &'a [u8])> {
+        let libraries = self.libraries.iter();
+        let libraries = libraries.map(|(path, contents)| (&path[1..], contents.as_slice()));
+        [(path, self.program.as_slice())].into_iter().chain(libraries).collect()
+    }
 }
 
 /// The shared libraries of a program, and what loads them.

@@ -74,6 +74,13 @@ impl Lab {
         panic!("lbxdp is not ready on every node\n{pods}\n{logs}");
     }
 
+    /// Replaces every agent, one after the other, and waits until all are ready.
+    #[track_caller]
+    pub fn restart_lbxdp(&self) {
+        self.kubectl(&["rollout", "restart", "daemonset/lbxdp", "-n", NAMESPACE]);
+        self.wait_lbxdp();
+    }
+
     /// Removes lbxdp with the chart. What it told the kernels stays.
     #[track_caller]
     pub fn uninstall_lbxdp(&self) {

@@ -8,9 +8,10 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde::de::DeserializeOwned;
 
-use super::Lab;
 use super::images::TESTD;
-use crate::process::{words, workspace_binary};
+use super::{Lab, Node};
+use crate::process::{run, words, workspace_binary};
+use crate::sweep;
 use crate::traffic::load::Report;
 use crate::traffic::spread::Outcome;
 
@@ -24,6 +25,9 @@ pub enum Origin {
     /// The first container of a pod, made of the test image: `NAME`, or `deployment/NAME` for one
     /// of its pods.
     Pod(String),
+    /// The first container of the pod of this name, asked of the runtime of the node with this number:
+    /// the API need not answer.
+    Container(usize, String),
 }
 
 impl fmt::Display for Origin {
@@ -32,6 +36,7 @@ impl fmt::Display for Origin {
             Self::Client => write!(f, "the client"),
             Self::Node(index) => write!(f, "a process of node {index}"),
             Self::Pod(pod) => write!(f, "pod {pod}"),
+            Self::Container(index, pod) => write!(f, "pod {pod} on node {index}"),
         }
     }
 }
@@ -49,6 +54,7 @@ impl Lab {
                 command.args(["exec", "--stdin", pod, "--", TESTD]);
                 command
             }
+            Origin::Container(index, pod) => self.nodes[*index].container_command(pod, TESTD),
         }
     }
 
@@ -84,6 +90,27 @@ impl Lab {
             Ok(child) => Load { child, words: words(&testd) },
             Err(error) => panic!("{}: {error}", words(&testd)),
         }
+    }
+}
+
+impl Node {
+    /// A program in the first container of a pod, by the runtime alone.
+    #[track_caller]
+    fn container_command(&self, pod: &str, program: &str) -> Command {
+        let ctr = || {
+            let mut ctr = self.host.command("ctr");
+            ctr.args(["--namespace", "k8s.io"]);
+            ctr
+        };
+        let wanted = format!(
+            "labels.\"io.kubernetes.pod.name\"=={pod},labels.\"io.cri-containerd.kind\"==container"
+        );
+        let found = run(ctr().args(["containers", "list", "--quiet", &wanted]));
+        let container = found.lines().next();
+        let container = container.unwrap_or_else(|| panic!("{}: no pod {pod}", self.name()));
+        let mut exec = ctr();
+        exec.args(["tasks", "exec", "--exec-id", &sweep::unique("exec"), container, program]);
+        exec
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use lbxdp_tests::lab::Lab;
+use lbxdp_tests::chart::NAMESPACE;
+use lbxdp_tests::lab::{Lab, Node};
+use serde_json::Value;
 
 use super::world::share;
 
@@ -25,9 +27,8 @@ fn every_node_is_ready_and_has_an_agent_with_three_capabilities() {
         assert_eq!(pod["spec"]["serviceAccountName"], "lbxdp");
     }
     for node in &lab.nodes {
-        let agents = processes(node.host.cgroup(), "lbxdp-agent");
-        assert_eq!(agents.len(), 1, "{}: {agents:?}", node.name());
-        let status = fs::read_to_string(format!("/proc/{}/status", agents[0])).expect("status");
+        let status = format!("/proc/{}/status", agent(node).expect("an agent"));
+        let status = fs::read_to_string(status).expect("status");
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
@@ -38,6 +39,35 @@ fn every_node_is_ready_and_has_an_agent_with_three_capabilities() {
         }
         assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1", "2"), "{}", node.name());
     }
+}
+
+/// The one agent that runs on a node; none if there is none at the moment.
+#[track_caller]
+pub fn agent(node: &Node) -> Option<u32> {
+    let agents = processes(node.host.cgroup(), "lbxdp-agent");
+    assert!(agents.len() <= 1, "{}: {agents:?}", node.name());
+    agents.first().copied()
+}
+
+/// What the agent of a node answers at its own port, if it does.
+pub fn ask_agent(node: &Node, path: &str) -> Option<String> {
+    let mut curl = node.host.command("curl");
+    curl.args(["--silent", "--fail", "--max-time", "2"])
+        .arg(format!("http://127.0.0.1:10469{path}"));
+    let output = curl.output().expect("curl");
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// `lbxdp-agent status` of a node, in its agent's pod.
+#[track_caller]
+pub fn status(lab: &Lab, node: &Node) -> Value {
+    let on = format!("spec.nodeName={}", node.name());
+    let agents = ["-l", "app.kubernetes.io/name=lbxdp", "--field-selector", &on, "-o", "name"];
+    let pods = lab.kubectl(&[&["get", "pods", "-n", NAMESPACE], &agents[..]].concat());
+    let pod = pods.lines().next().unwrap_or_else(|| panic!("{}: no agent", node.name()));
+    let words = ["--", "lbxdp-agent", "status", "--output", "json"];
+    let said = lab.kubectl(&[&["exec", "-n", NAMESPACE, pod], &words[..]].concat());
+    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{pod}: {error}: {said}"))
 }
 
 /// The processes of this name in a cgroup and below.

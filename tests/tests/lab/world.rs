@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,7 +40,7 @@ fn lab() -> Option<&'static RwLock<Lab>> {
         let name = sweep::unique("lab");
         let place = Place::named(&std::env::temp_dir().join(&name), &name, NODES, Proxy::Lbxdp);
         // A failed start fails this test, and those after it say why.
-        let lab = std::panic::catch_unwind(|| Lab::up(&place));
+        let lab = catch_unwind(|| Lab::up(&place));
         lab.ok().map(RwLock::new)
     });
     Some(lab.as_ref().expect("the cluster came up"))
@@ -56,10 +57,10 @@ pub fn share() -> Option<RwLockReadGuard<'static, Lab>> {
     Some(lab()?.read().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// The cluster, which nobody else uses meanwhile.
+/// The cluster, with no other test in it.
 pub type Alone = RwLockWriteGuard<'static, Lab>;
 
-/// The cluster without other tests; `None` if there is nothing to build it with.
+/// The cluster, for a test that stops parts of it; `None` if there is nothing to build it with.
 #[track_caller]
 pub fn alone() -> Option<Alone> {
     Some(lab()?.write().unwrap_or_else(PoisonError::into_inner))
@@ -87,6 +88,8 @@ pub fn web(name: &str, replicas: u32) -> Value {
                         "name": "web",
                         "image": TEST,
                         "imagePullPolicy": "Never",
+                        // Without, a busy machine leaves them no processor time at all.
+                        "resources": { "requests": { "cpu": "200m" } },
                         "args": ["http", "--name", "$(POD)", "--listen", "[::]:8080"],
                         "env": [{
                             "name": "POD",
@@ -154,6 +157,13 @@ impl<'a> Applied<'a> {
     }
 }
 
+impl<'a> Applied<'a> {
+    /// Those that the test creates itself, if it comes to that.
+    pub fn later(lab: &'a Lab, objects: Vec<Value>) -> Self {
+        Self { lab, objects }
+    }
+}
+
 impl Drop for Applied<'_> {
     fn drop(&mut self) {
         // Also while a test fails: a second panic would hide the first.
@@ -164,6 +174,24 @@ impl Drop for Applied<'_> {
             kubectl.args(["delete", text("/kind"), text("/metadata/name"), "--wait=false"]);
             let _ = kubectl.output();
         }
+    }
+}
+
+/// What is done at the end of a test, its failure included.
+pub struct Finally<F: FnMut()>(F);
+
+impl<F: FnMut()> Finally<F> {
+    /// This is, when the value is dropped.
+    pub fn new(end: F) -> Self {
+        Self(end)
+    }
+}
+
+impl<F: FnMut()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        // A second panic would end the process, and leave the cluster behind.
+        let done = catch_unwind(AssertUnwindSafe(&mut self.0));
+        assert!(done.is_ok() || thread::panicking(), "the end of the test failed, as said above");
     }
 }
 
