@@ -43,7 +43,7 @@ impl FakeMaps {
 
     fn published(&self) -> impl Iterator<Item = (Family, BlockRange)> + '_ {
         self.actual.descriptors.iter().flat_map(|((family, _), descriptor)| {
-            BlockRange::published(descriptor).into_iter().map(move |range| (*family, range))
+            BlockRange::published(descriptor).map(move |range| (*family, range))
         })
     }
 
