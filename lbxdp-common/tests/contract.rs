@@ -65,6 +65,9 @@ fn numbers_and_names_of_counters_are_for_ever() {
         (20, "socket_sent"),
         (21, "socket_refused"),
         (22, "socket_stale"),
+        (23, "flow_midstream"),
+        (24, "foreign_hit"),
+        (25, "left_to_stack"),
     ];
     assert_eq!(listed, expected);
 }

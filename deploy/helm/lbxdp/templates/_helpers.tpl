@@ -28,7 +28,7 @@ for the source ranges. A test compares these with the maps' capacities.
   process  the agent itself with 10,000 Services, the programs, and the kernel's work to verify them
 */}}
 {{- define "lbxdp.memory" -}}
-maps: 299
+maps: 293
 cpu: 5
 process: 256
 {{- end }}
