@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
+use lbxdp_common::ABI_VERSION;
 use lbxdp_tests::AgentOptions;
 use lbxdp_tests::process::{command, run, wait_until, workspace_binary};
 use lbxdp_tests::traffic::hold::Held;
@@ -33,7 +34,11 @@ fn every_listing_works_from_the_pins_of_a_dead_agent_with_names() {
     assert!(held.iter_mut().all(|held| held.ping_all() == 0));
 
     let status = world.agent.status().0;
-    assert_eq!((&status["abi"], &status["frontends"]), (&2.into(), &14.into()), "{status:#}");
+    assert_eq!(
+        (&status["abi"], &status["frontends"]),
+        (&ABI_VERSION.into(), &14.into()),
+        "{status:#}"
+    );
     assert_eq!(status["pin_path"], world.agent.pin_path().to_str().expect("text"));
     let device = world.device("eth0");
     assert_eq!((&device["xdp"], &device["tc"]), (&"native".into(), &"tcx".into()), "{device}");

@@ -96,7 +96,8 @@ fn in_the_image(netns: &Netns, image: &Path, has_bpffs: bool, arguments: &[&str]
     command
 }
 
-const RUN: &[&str] = &["run", "--manifests", "/etc", "--node-name", "a", "--pin-path"];
+const RUN: &[&str] =
+    &["run", "--manifests", "/etc", "--node-name", "a", "--cgroup", "none", "--pin-path"];
 
 #[test]
 #[ignore = "needs root"]
