@@ -142,7 +142,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let take_over = TakeOver::start(&mut maps, is_attached, is_new, hand_over)?;
     let mut agent = Agent {
         node: ObjectId::new(Kind::Node, None, &node_name),
-        index: Index::new(node_name).with_config(index),
+        index: Index::new(&node_name).with_config(index),
         kept: None,
         may_lack: true,
         changes: Changes::All,
@@ -360,7 +360,7 @@ impl Agent {
 
     /// What should be served.
     fn desired(&self) -> &Desired {
-        self.kept.as_ref().unwrap_or_else(|| self.index.desired())
+        desired(self.kept.as_ref(), &self.index)
     }
 
     /// Has the index follow the objects.
@@ -400,7 +400,7 @@ impl Agent {
         if sweep {
             changes = Changes::All;
         }
-        let desired = self.kept.as_ref().unwrap_or_else(|| self.index.desired());
+        let desired = desired(self.kept.as_ref(), &self.index);
         self.is_udp_changed |= changes.has_udp();
         self.no_local.follow(desired, &changes);
         self.health.set_no_local_endpoints(self.no_local.count());
@@ -485,7 +485,7 @@ impl Agent {
             self.routes_version = Some(network.routes_version);
             self.changes = Changes::All;
         }
-        let desired = self.kept.as_ref().unwrap_or_else(|| self.index.desired());
+        let desired = desired(self.kept.as_ref(), &self.index);
         let frontends: Box<dyn Iterator<Item = &Frontend>> = match &self.changes {
             Changes::All => Box::new(desired.frontends.values()),
             Changes::Some(touched) => {
@@ -633,6 +633,11 @@ impl Agent {
         self.failed = failed;
         self.reported = problems;
     }
+}
+
+/// What is kept as long as the input may lack something, and else what the index says.
+fn desired<'a>(kept: Option<&'a Desired>, index: &'a Index) -> &'a Desired {
+    kept.unwrap_or_else(|| index.desired())
 }
 
 /// The node's problem. Not the key, which differs from one attempt to the next.

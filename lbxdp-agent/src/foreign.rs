@@ -59,57 +59,7 @@ fn half(
     is_reply: bool,
     now: u64,
 ) -> Option<FlowEntry> {
-    fn entry<A: Octets>(
-        protocol: u8,
-        [from, to, become_from, become_to]: [(A, u16); 4],
-        flow: Flow<()>,
-    ) -> (FlowKey<A>, Flow<A>) {
-        let key = FlowKey {
-            src: from.0,
-            dst: to.0,
-            src_port: from.1,
-            dst_port: to.1,
-            protocol,
-            _pad: [0; 3],
-        };
-        let Flow { frontend, backend, state, hook, flags, _pad, last_seen, .. } = flow;
-        let flow = Flow {
-            src: become_from.0,
-            dst: become_to.0,
-            src_port: become_from.1,
-            dst_port: become_to.1,
-            frontend,
-            backend,
-            state,
-            hook,
-            flags,
-            _pad,
-            last_seen,
-            #[cfg(feature = "next-layout")]
-            _next: 0,
-        };
-        (key, flow)
-    }
-    // The client's next packet without SYN is its answer to the backend's: what came in between is
-    // not known.
-    let flags =
-        Flow::<()>::FOREIGN | Flow::<()>::ANSWERED | if is_reply { Flow::<()>::REPLY } else { 0 };
-    let rest = Flow {
-        src: (),
-        dst: (),
-        src_port: 0,
-        dst_port: 0,
-        frontend,
-        backend: NONE,
-        state: state as u8,
-        // Of no hook: programs that do not know the flag translate nothing by it.
-        hook: 0,
-        flags,
-        _pad: 0,
-        last_seen: now,
-        #[cfg(feature = "next-layout")]
-        _next: 0,
-    };
+    let entry = Half { protocol, frontend, state, is_reply, now };
     let ends = [here.from, here.to, there.to, there.from];
     let v4 = ends.map(|end| match end.ip() {
         IpAddr::V4(ip) => Some((ip.octets(), end.port())),
@@ -121,15 +71,63 @@ fn half(
     });
     match (v4, v6) {
         ([Some(a), Some(b), Some(c), Some(d)], _) => {
-            let (key, flow) = entry(protocol, [a, b, c, d], rest);
+            let (key, flow) = entry.of([a, b, c, d]);
             Some(FlowEntry::V4(key, flow))
         }
         (_, [Some(a), Some(b), Some(c), Some(d)]) => {
-            let (key, flow) = entry(protocol, [a, b, c, d], rest);
+            let (key, flow) = entry.of([a, b, c, d]);
             Some(FlowEntry::V6(key, flow))
         }
         // From one family to the other: the programs have no such frontend.
         _ => None,
+    }
+}
+
+/// What a half is made of, but for its addresses.
+struct Half {
+    protocol: u8,
+    frontend: u32,
+    state: FlowState,
+    is_reply: bool,
+    now: u64,
+}
+
+impl Half {
+    /// The half of packets between the first two, which become packets between the others.
+    fn of<A: Octets>(
+        &self,
+        [from, to, become_from, become_to]: [(A, u16); 4],
+    ) -> (FlowKey<A>, Flow<A>) {
+        let Self { protocol, frontend, state, is_reply, now } = *self;
+        let key = FlowKey {
+            src: from.0,
+            dst: to.0,
+            src_port: from.1,
+            dst_port: to.1,
+            protocol,
+            _pad: [0; 3],
+        };
+        let flow = Flow {
+            src: become_from.0,
+            dst: become_to.0,
+            src_port: become_from.1,
+            dst_port: become_to.1,
+            frontend,
+            backend: NONE,
+            state: state as u8,
+            // Of no hook: programs that do not know the flag translate nothing by it.
+            hook: 0,
+            // The client's next packet without SYN is its answer to the backend's: what came in
+            // between is not known.
+            flags: Flow::<A>::FOREIGN
+                | Flow::<A>::ANSWERED
+                | if is_reply { Flow::<A>::REPLY } else { 0 },
+            _pad: 0,
+            last_seen: now,
+            #[cfg(feature = "next-layout")]
+            _next: 0,
+        };
+        (key, flow)
     }
 }
 

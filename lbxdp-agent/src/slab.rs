@@ -4,7 +4,7 @@
 //! both are free. A range that was published rests before it is written again
 //! ([`crate::quarantine`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lbxdp_common::{Descriptor, TABLE_BLOCK, TableRef};
 
@@ -157,6 +157,20 @@ impl Slab {
     /// Blocks that may be taken now.
     pub fn free_blocks(&self) -> usize {
         self.free.iter().enumerate().map(|(order, free)| free.len() << order).sum()
+    }
+}
+
+/// Forgets what lies, wholly or in part, where `blocks` blocks from `first` on are. What is known is
+/// kept by its first block, nothing over anything else, and has so many blocks as `len` says.
+pub fn clear<T>(known: &mut BTreeMap<u32, T>, first: u32, blocks: usize, len: fn(&T) -> usize) {
+    let end = first as usize + blocks;
+    let before = known.range(..first).next_back();
+    let over = before.filter(|(start, old)| **start as usize + len(old) > first as usize);
+    let over = over.map(|(start, _)| *start);
+    let inside = known.range(first..).map(|(start, _)| *start);
+    let inside = inside.take_while(|start| (*start as usize) < end);
+    for start in over.into_iter().chain(inside).collect::<Vec<_>>() {
+        known.remove(&start);
     }
 }
 

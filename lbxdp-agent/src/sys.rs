@@ -444,29 +444,14 @@ const BATCH: usize = 4_096;
 /// Reads `count` elements of an array from `first` on, as far as there are any.
 pub fn read_range<V: Pod>(map: BorrowedFd<'_>, first: u32, count: usize) -> io::Result<Vec<V>> {
     expect_sizes::<u32, V>(&map_info(map)?)?;
-    let after = first.checked_sub(1);
-    let mut next = 0_u32;
-    let mut keys = vec![0_u32; count];
-    let mut values = vec![MaybeUninit::<V>::zeroed(); count];
-    let mut attr = BatchAttr {
-        in_batch: after.as_ref().map_or(0, |after| std::ptr::from_ref(after) as u64),
-        out_batch: std::ptr::from_mut(&mut next) as u64,
-        keys: keys.as_mut_ptr() as u64,
-        values: values.as_mut_ptr() as u64,
-        count: u32::try_from(count).map_err(io::Error::other)?,
-        map_fd: map.as_raw_fd() as u32,
-        elem_flags: 0,
-        flags: 0,
-    };
-    match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
-        Ok(_) => {}
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-        Err(error) => return Err(error),
-    }
-    values.truncate(attr.count as usize);
-    // SAFETY: the buffer starts zeroed and the kernel wrote whole values of the size compared above;
-    // any bit pattern is a value of a `Pod`.
-    Ok(values.into_iter().map(|value| unsafe { value.assume_init() }).collect())
+    // The token of an array is the index before.
+    let token = first.checked_sub(1).map(|before| {
+        let [a, b, c, d] = before.to_ne_bytes();
+        [u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0])]
+    });
+    let from = token.as_ref().map(|token| token.as_slice());
+    let Batch { entries, .. } = lookup_batch::<u32, V>(map, from, &mut [0], count)?;
+    Ok(entries.into_iter().map(|(_, value)| value).collect())
 }
 
 /// Writes the elements of an array from `first` on in one call, in ascending order.

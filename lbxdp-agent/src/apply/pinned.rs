@@ -21,6 +21,7 @@ use super::{Actual, BackendEntry, MapError, MapOp, Maps, flow};
 use crate::model::{Family, FrontendAddr, Protocol};
 use crate::pins::Pins;
 use crate::slab::BlockRange;
+use crate::sys::raw::Write;
 use crate::sys::{self, Access, MmapArray};
 
 /// Errors of aya as the kernel's errors that they mostly are.
@@ -315,9 +316,7 @@ impl<A: Addr> FamilyMaps<A> {
 
     /// Enters a half unless there is one already. Whether there was none.
     fn enter_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<bool, MapError> {
-        /// `BPF_NOEXIST`.
-        const NO_EXIST: u64 = 1;
-        match self.flows.map.insert(key, flow, NO_EXIST).map_err(io_error) {
+        match self.flows.map.insert(key, flow, Write::New as u64).map_err(io_error) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(map_error(A::FLOWS, format!("{key:?}"))(error)),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use lbxdp_common::TableBlock;
 
-use crate::slab::BlockRange;
+use crate::slab::{self, BlockRange};
 
 /// Ranges of blocks by their first one, none over another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,15 +15,7 @@ impl Slots {
     /// Takes the contents of a range. Whatever lay where it is now is forgotten, as a whole: tables
     /// that are read do not overlap.
     pub fn write(&mut self, first: u32, blocks: &[TableBlock]) {
-        let end = first as usize + blocks.len();
-        let before = self.0.range(..first).next_back();
-        let over = before.filter(|(start, old)| **start as usize + old.len() > first as usize);
-        let over = over.map(|(start, _)| *start);
-        let inside = self.0.range(first..).map(|(start, _)| *start);
-        let inside = inside.take_while(|start| (*start as usize) < end);
-        for start in over.into_iter().chain(inside).collect::<Vec<_>>() {
-            self.0.remove(&start);
-        }
+        slab::clear(&mut self.0, first, blocks.len(), Vec::len);
         self.0.insert(first, blocks.to_vec());
     }
 

@@ -29,10 +29,7 @@ const OVERLAP_NS: u64 = 1_000_000_000;
 /// Says in a directory of maps of this build what they consist of.
 pub fn describe(directory: &Path) -> io::Result<()> {
     let layout = directory.join(LAYOUT);
-    match std::fs::create_dir(&layout) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
+    std::fs::create_dir_all(&layout)?;
     for map in &MAPS {
         let (text, link) = (Described::new(map).to_string(), layout.join(map.name));
         if std::fs::read_link(&link).is_ok_and(|known| known.as_os_str() == text.as_str()) {

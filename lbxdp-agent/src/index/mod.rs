@@ -54,7 +54,8 @@ use crate::source::{Kind, Object, ObjectId, Sourced};
 /// address with them. A full decision is the same thing for all Services, beginning with nothing.
 #[derive(Clone, Debug)]
 pub struct Index {
-    node_name: String,
+    /// The id of this node's Node.
+    node: ObjectId,
     config: Config,
     /// Of this node's devices.
     device_addresses: BTreeSet<IpAddr>,
@@ -94,9 +95,9 @@ impl Stale {
 
 impl Index {
     /// An empty index for the node with this name.
-    pub fn new(node_name: impl Into<String>) -> Self {
+    pub fn new(node_name: &str) -> Self {
         Self {
-            node_name: node_name.into(),
+            node: ObjectId::new(Kind::Node, None, node_name),
             config: Config::default(),
             device_addresses: BTreeSet::new(),
             services: BTreeMap::new(),
@@ -159,7 +160,7 @@ impl Index {
             Object::EndpointSlice(object) => {
                 self.forget_slice(&id);
                 let sourced = Sourced { origin, object };
-                let slice = Slice::read(&id, &sourced, &self.node_name);
+                let slice = Slice::read(&id, &sourced, &self.node.name);
                 match &slice.service {
                     Some(service) => {
                         self.stale.service(service);
@@ -211,7 +212,7 @@ impl Index {
     /// Everything depends on this node's own Node, nothing on the others.
     fn forget_node(&mut self, id: &ObjectId) {
         self.nodes.remove(id);
-        if *id == self.node_id() {
+        if *id == self.node {
             self.stale = Stale::All;
         }
     }
@@ -254,23 +255,19 @@ impl Index {
     /// The addresses by which others know this node (`InternalIP` and `ExternalIP`); what cannot be
     /// parsed is left out here and reported by [`Self::problems`] where it matters.
     pub fn node_addresses(&self) -> BTreeSet<IpAddr> {
-        let node = self.nodes.get(&self.node_id());
+        let node = self.nodes.get(&self.node);
         node.map(|node| node::addresses(&node.object)).unwrap_or_default()
     }
 
     /// Whether load balancers should send new connections to this node: not while it goes. Yes as
     /// long as nothing is known of it.
     pub fn is_node_eligible(&self) -> bool {
-        self.nodes.get(&self.node_id()).is_none_or(|node| node::is_eligible(&node.object))
+        self.nodes.get(&self.node).is_none_or(|node| node::is_eligible(&node.object))
     }
 
     /// The `metadata.uid` of an object, if it is known and has one.
     pub fn uid(&self, id: &ObjectId) -> Option<&str> {
         self.uids.get(id).map(|uid| &**uid)
-    }
-
-    fn node_id(&self) -> ObjectId {
-        ObjectId::new(Kind::Node, None, &self.node_name)
     }
 
     fn plan(&self, service: &ObjectId) -> Option<&Plan> {
@@ -323,7 +320,7 @@ impl Index {
     /// The frontends of a Service, its health check, and what is wrong with its slices.
     fn serve(&mut self, id: &ObjectId, touched: &mut Touched) {
         let service = self.services.get(id);
-        let node = self.nodes.get(&ObjectId::new(Kind::Node, None, &self.node_name));
+        let node = self.nodes.get(&self.node);
         let zone = node.and_then(|node| node::zone(&node.object));
         let mut slices = Slices::default();
         for slice_id in self.slices_of.get(id).into_iter().flatten() {
@@ -393,7 +390,7 @@ impl Index {
 
     /// The node's addresses for NodePorts.
     fn node_port_addresses(&mut self) -> BTreeSet<IpAddr> {
-        let id = self.node_id();
+        let id = self.node.clone();
         let mut problems = Problems::default();
         let mut addresses = BTreeSet::new();
         if self.config.has_primary()
@@ -424,8 +421,8 @@ impl Index {
 
     /// Says so when a Service needs a NodePort address of a family that has none.
     fn report_node(&mut self) {
-        let id = self.node_id();
-        let node = self.nodes.get(&id);
+        let id = &self.node;
+        let node = self.nodes.get(id);
         let origin = node.map_or("", |node| node.origin.as_str());
         let mut problems = Problems::default();
         let mut report = problems.about(origin, &id.to_string());

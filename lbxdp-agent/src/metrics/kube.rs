@@ -2,7 +2,7 @@
 
 use prometheus_client::registry::Registry;
 
-use super::{Ratios, counters, gauges, label};
+use super::{Ratios, counters, family, gauges, label};
 use crate::source::kube;
 
 /// By kind of object.
@@ -11,8 +11,7 @@ pub(super) fn register(registry: &mut Registry, status: &kube::Status) {
     let help = "How often a watch was started again";
     let reconnects = counters(registry, "watch_reconnects", help);
     let help = "When the API last sent anything, bookmarks included; 0 for never";
-    let last_event = Ratios::default();
-    registry.register("watch_last_event_timestamp_seconds", help, last_event.clone());
+    let last_event: Ratios = family(registry, "watch_last_event_timestamp_seconds", help);
     for (kind, watch) in status.watches() {
         let kind = label("kind", kind);
         connected.get_or_create(&kind).set(i64::from(watch.is_connected()));

@@ -1,10 +1,9 @@
 //! What the maps hold and what the programs have counted.
 
 use lbxdp_common::{Counter, Mode};
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::{Ratios, counters, gauges, label, signed};
+use super::{Ratios, counters, family, gauge, gauges, label, signed};
 use crate::apply::MapError;
 use crate::apply::pinned::{FlowCounts, PinnedMaps, Sizes};
 use crate::apply::pressure;
@@ -52,9 +51,7 @@ pub(super) fn register(
         ("backends", "Backends that are programmed", backends),
         ("addresses", "Addresses that the programs look at", addresses),
     ] {
-        let gauge = Gauge::<i64>::default();
-        gauge.set(signed(count));
-        registry.register(name, help, gauge);
+        gauge(registry, name, help, count);
     }
 
     register_flows(registry, pins, &maps)?;
@@ -70,8 +67,8 @@ pub(super) fn register(
 fn register_flows(registry: &mut Registry, pins: &Pins, maps: &PinnedMaps) -> Result<(), MapError> {
     let modes = gauges(registry, "mode", "Whether new connections are served");
     let mode = maps.mode()?;
-    for known in [Mode::Serving, Mode::TakingOver, Mode::HandingOver] {
-        modes.get_or_create(&label("mode", known.as_str())).set(i64::from(known == mode));
+    for known in Mode::ALL {
+        modes.get_or_create(&label("mode", known.as_str())).set(i64::from(*known == mode));
     }
     if mode == Mode::Serving {
         return Ok(());
@@ -90,20 +87,18 @@ fn register_flows(registry: &mut Registry, pins: &Pins, maps: &PinnedMaps) -> Re
         let labels = vec![("translated_by", by.to_owned()), ("state", state.to_owned())];
         flows.get_or_create(&labels).set(signed(count));
     }
-    let gauge = Gauge::<i64>::default();
     let entries = SocketMaps::open(pins, Access::ReadOnly)?.udp()?;
-    gauge.set(signed(sockets::count(&entries)));
     let help = "UDP sockets that get their answers through the programs. Not while new connections \
                 are served";
-    registry.register("udp_sockets", help, gauge);
+    gauge(registry, "udp_sockets", help, sockets::count(&entries));
     Ok(())
 }
 
 fn register_rooms(registry: &mut Registry, rooms: &[Room]) {
     let used = gauges(registry, "map_used_entries", "Entries of a map that are in use");
     let capacity = gauges(registry, "map_capacity_entries", "The most entries that a map can have");
-    let pressure = Ratios::default();
-    registry.register("map_pressure", "How full a map is: 1 takes nothing more", pressure.clone());
+    let pressure: Ratios =
+        family(registry, "map_pressure", "How full a map is: 1 takes nothing more");
     for room in rooms {
         let map = label("map", room.map);
         used.get_or_create(&map).set(signed(room.used));

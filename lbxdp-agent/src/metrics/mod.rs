@@ -13,7 +13,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 use crate::attach;
 use crate::device::Why;
@@ -133,22 +133,30 @@ fn register_devices(registry: &mut Registry, pins: &Pins) -> anyhow::Result<()> 
             attached.get_or_create(&labels).set(i64::from(is_there));
         }
     }
-    let gauge = Gauge::<i64>::default();
-    gauge.set(pods);
-    registry.register("pod_devices_attached", "Devices of pods that carry the programs", gauge);
+    gauge(registry, "pod_devices_attached", "Devices of pods that carry the programs", pods);
     Ok(())
 }
 
 fn gauges(registry: &mut Registry, name: &str, help: &str) -> Gauges {
-    let family = Gauges::default();
+    family(registry, name, help)
+}
+
+fn counters(registry: &mut Registry, name: &str, help: &str) -> Counters {
+    family(registry, name, help)
+}
+
+/// Registers metrics by label, to be filled.
+fn family<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let family = M::default();
     registry.register(name, help, family.clone());
     family
 }
 
-fn counters(registry: &mut Registry, name: &str, help: &str) -> Counters {
-    let family = Counters::default();
-    registry.register(name, help, family.clone());
-    family
+/// Registers a single number.
+fn gauge(registry: &mut Registry, name: &str, help: &str, count: impl TryInto<i64>) {
+    let gauge = Gauge::<i64>::default();
+    gauge.set(signed(count));
+    registry.register(name, help, gauge);
 }
 
 fn label(name: &'static str, value: impl ToString) -> Labels {

@@ -40,6 +40,7 @@ use crate::model::{
 };
 use crate::progress::Room;
 use crate::quarantine::IdPool;
+use crate::slab;
 use crate::table::Table;
 
 use backends::Backends;
@@ -310,7 +311,8 @@ impl Planner {
             }
             match op {
                 MapOp::WriteTable { first_block, table } => {
-                    self.note_table(*first_block, table);
+                    slab::clear(&mut self.written, *first_block, table.len(), Table::len);
+                    self.written.insert(*first_block, table.clone());
                 }
                 op => self.actual.carry_out(op),
             }
@@ -318,19 +320,6 @@ impl Planner {
         if self.open == Some(0) {
             self.written.clear();
         }
-    }
-
-    /// Remembers a table that was written, and forgets those that it lies over.
-    fn note_table(&mut self, first: u32, table: &Table) {
-        let end = first.saturating_add(table.len() as u32);
-        let before = self.written.range(..first).next_back();
-        let over = before.filter(|(start, old)| *start + old.len() as u32 > first);
-        let over = over.map(|(start, _)| *start);
-        let inside: Vec<u32> = self.written.range(first..end).map(|(start, _)| *start).collect();
-        for start in over.into_iter().chain(inside) {
-            self.written.remove(&start);
-        }
-        self.written.insert(first, table.clone());
     }
 
     fn begin(&mut self, now: u64) {

@@ -26,9 +26,10 @@ pub struct Room {
 /// What a synchronisation had to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// A complete input: at the start, and whenever a directory changes.
+    /// Everything: at the start, when a directory, a route or the node's addresses change, after a
+    /// failure, and once a minute.
     Full,
-    /// What differs from the one before.
+    /// What the changes touch.
     Partial,
 }
 
@@ -74,15 +75,15 @@ impl Changes {
 
 /// A moment of the wall clock, in milliseconds since 1970; 0 for never.
 #[derive(Debug, Default)]
-struct Moment(AtomicU64);
+pub(crate) struct Moment(AtomicU64);
 
 impl Moment {
-    fn is_now(&self) {
+    pub(crate) fn is_now(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.0.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    fn get(&self) -> Duration {
+    pub(crate) fn get(&self) -> Duration {
         Duration::from_millis(self.0.load(Ordering::Relaxed))
     }
 }

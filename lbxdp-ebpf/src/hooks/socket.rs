@@ -111,7 +111,7 @@ fn connect<S: Form>(call: &Call, addr: <S::Family as Family>::Addr) -> Outcome {
     let Asked(asked) = &Asked(FrontendKey::new(addr, call.port(), protocol));
     let decision = match service::<S::Family>(&asked.addr) {
         Destination::Service(flags) => decide::<S>(call, asked, flags),
-        Destination::Unassigned if mode::leaves_call() => Decision::Leave,
+        Destination::Unassigned if mode::leaves(true) => Decision::Leave,
         Destination::Unassigned => Decision::Fail(UNREACHABLE),
         Destination::Other => Decision::Leave,
     };
@@ -150,7 +150,7 @@ fn send<S: Form>(call: &Call, addr: <S::Family as Family>::Addr) -> Outcome {
     let Asked(asked) = &Asked(FrontendKey::new(addr, call.port(), protocol));
     let flags = match service::<S::Family>(&asked.addr) {
         Destination::Service(flags) => flags,
-        Destination::Unassigned if mode::leaves_call() => return Outcome::Proceed,
+        Destination::Unassigned if mode::leaves(true) => return Outcome::Proceed,
         Destination::Unassigned => return refused(UNREACHABLE),
         Destination::Other => return Outcome::Proceed,
     };
@@ -322,7 +322,7 @@ fn decide<S: Form>(
     asked: &FrontendKey<<S::Family as Family>::Addr>,
     address: AddressFlags,
 ) -> Decision<<S::Family as Family>::Addr> {
-    if mode::leaves_call() {
+    if mode::leaves(true) {
         return Decision::Leave;
     }
     let Some(frontend) = address::listener::<S::Family>(asked) else {

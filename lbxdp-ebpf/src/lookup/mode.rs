@@ -13,20 +13,10 @@ fn is(mode: Mode) -> bool {
     unsafe { number.read_volatile() == mode as u32 }
 }
 
-/// Whether a packet without a flow is left to the stack; `begins`: it is the first of a connection.
+/// Whether a packet without a flow, or a call, is left to the stack; `begins`: it begins a connection.
 #[inline(always)]
 pub fn leaves(begins: bool) -> bool {
     let is_left = is(Mode::HandingOver) || !begins && is(Mode::TakingOver);
-    if is_left {
-        count::event(Counter::LeftToStack);
-    }
-    is_left
-}
-
-/// Whether a call for a new connection is left to the stack.
-#[inline(always)]
-pub fn leaves_call() -> bool {
-    let is_left = is(Mode::HandingOver);
     if is_left {
         count::event(Counter::LeftToStack);
     }

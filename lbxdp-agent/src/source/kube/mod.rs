@@ -158,12 +158,6 @@ impl Kube {
                 Phase::Remembering(_) | Phase::Following => None,
             };
             let wake = due.chain(silent).chain(self.store.due()).min();
-            let timer = async {
-                match wake {
-                    Some(wake) => sleep_until(wake).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 // The watches live as long as the source: there is always a sender.
                 Some(message) = self.messages.recv() => {
@@ -174,7 +168,7 @@ impl Kube {
                     }
                 }
                 is_news = self.store.written() => self.is_news |= is_news,
-                () = timer => {}
+                () = sleep_until_if(wake) => {}
             }
         }
     }
@@ -297,6 +291,14 @@ impl Kube {
             p.severity == Severity::Warning || matches!(self.phase, Phase::Remembering(_))
         }));
         problems
+    }
+}
+
+/// Sleeps until then, or for ever.
+async fn sleep_until_if(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => sleep_until(wake).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::events::Counts;
 use super::store;
+use crate::progress::Moment;
 use crate::source::Kind;
 
 /// File in the state directory with a [`Report`].
@@ -37,8 +38,7 @@ pub struct Watch {
     /// Connections that deliver events; two for a moment while one takes over.
     open: AtomicUsize,
     starts: AtomicU64,
-    /// Milliseconds of the epoch.
-    last_event: AtomicU64,
+    last_event: Moment,
     error: Mutex<Option<String>>,
 }
 
@@ -55,7 +55,7 @@ impl Watch {
 
     /// When the server last said anything, bookmarks included: seconds of the epoch, 0 for never.
     pub fn last_event(&self) -> f64 {
-        Duration::from_millis(self.last_event.load(Ordering::Relaxed)).as_secs_f64()
+        self.last_event.get().as_secs_f64()
     }
 
     /// Why it is not connected.
@@ -154,9 +154,7 @@ impl Open {
 
     /// Something came.
     pub(super) fn received(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        self.status.watch(self.kind).last_event.store(now, Ordering::Relaxed);
+        self.status.watch(self.kind).last_event.is_now();
     }
 }
 

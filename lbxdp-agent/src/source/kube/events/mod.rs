@@ -18,13 +18,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kube::Client;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 pub use self::report::{Report, reports};
 
 use self::board::{Board, Next};
 use self::send::Outcome;
 use super::backoff::Backoff;
+use super::sleep_until_if;
 
 /// What became of Events.
 #[derive(Debug, Default)]
@@ -117,12 +118,6 @@ pub(super) async fn run(
             }
             Next::Wait(wake) => wake,
         };
-        let timer = async {
-            match wake {
-                Some(wake) => sleep_until(wake).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             changed = all.changed() => {
                 if changed.is_err() {
@@ -132,7 +127,7 @@ pub(super) async fn run(
                 add(&counts.overflow, lost.overflow);
                 add(&counts.outdated, lost.outdated);
             }
-            () = timer => {}
+            () = sleep_until_if(wake) => {}
         }
     }
 }
