@@ -101,6 +101,8 @@ pub struct Planner {
     tables: Tables,
     /// Of the last plan, by frontend.
     warnings: BTreeMap<FrontendAddr, BTreeSet<Problem>>,
+    /// Endpoints that tables do without since everything was compared, because there was no route.
+    unreachable: BTreeSet<SocketAddr>,
     /// Operations of the last plan that were not carried out. Before the first one there is no
     /// saying.
     open: Option<usize>,
@@ -140,6 +142,7 @@ impl Planner {
             backends,
             tables,
             warnings: BTreeMap::new(),
+            unreachable: BTreeSet::new(),
             open: None,
             exhausted: false,
             makes_room: false,
@@ -193,6 +196,14 @@ impl Planner {
         flows: Option<&BTreeSet<IpAddr>>,
         now: u64,
     ) -> Option<Plan> {
+        match scope {
+            Scope::All => self.unreachable.clear(),
+            // On this node it needs no route, and nobody knows which tables do without it.
+            Scope::Some(_) if scope.moved().any(|addr| self.unreachable.contains(addr)) => {
+                return None;
+            }
+            Scope::Some(_) => {}
+        }
         self.begin(now);
         let mut draft =
             Draft { desired, facts, served: BTreeMap::new(), backends: BTreeMap::new() };
@@ -317,6 +328,7 @@ impl Planner {
                 op => self.actual.carry_out(op),
             }
         }
+        self.tables.settle(&mut self.backends);
         if self.open == Some(0) {
             self.written.clear();
         }
@@ -421,11 +433,14 @@ impl Planner {
                         "endpoint {endpoint} is left out: {MAX_BACKENDS} {family} backends exist"
                     ),
                 ),
-                Err(LeftOut::NoRoute) => problems.warn(
-                    addr,
-                    frontend,
-                    format!("endpoint {endpoint} is left out: this node has no route to it"),
-                ),
+                Err(LeftOut::NoRoute) => {
+                    self.unreachable.insert(*endpoint);
+                    problems.warn(
+                        addr,
+                        frontend,
+                        format!("endpoint {endpoint} is left out: this node has no route to it"),
+                    );
+                }
                 Err(LeftOut::OtherFamily) => problems.warn(
                     addr,
                     frontend,

@@ -38,6 +38,8 @@ pub(super) struct Tables {
     /// How many published tables name a backend, by id.
     named: PerFamily<Vec<u32>>,
     by_endpoints: BTreeMap<EndpointSet, BlockRange>,
+    /// Published ranges that a descriptor left since the last [`Tables::settle`].
+    left: BTreeSet<BlockRange>,
 }
 
 impl Tables {
@@ -50,6 +52,7 @@ impl Tables {
             drafts: BTreeMap::new(),
             named: PerFamily::new(Vec::new),
             by_endpoints: BTreeMap::new(),
+            left: BTreeSet::new(),
         };
         let published = actual.descriptors.iter().flat_map(|((family, _), descriptor)| {
             BlockRange::published(descriptor).map(move |range| (range, *family))
@@ -140,7 +143,8 @@ impl Tables {
         self.named(key) > 0
     }
 
-    /// Follows a descriptor that was replaced by another one.
+    /// Follows a descriptor that was replaced by another one. What that leaves to nobody stays until
+    /// [`Tables::settle`]: a later descriptor of the same plan may take it.
     pub(super) fn follow(
         &mut self,
         before: Option<&Descriptor>,
@@ -156,14 +160,19 @@ impl Tables {
             }
         }
         self.count(after, usize::checked_add);
-        let Some(before) = before else { return };
-        self.count(before, usize::checked_sub);
-        for range in BlockRange::published(before) {
-            let Some(table) = self.published.remove(&range) else { continue };
-            if table.uses > 0 {
-                self.published.insert(range, table);
+        if let Some(before) = before {
+            self.count(before, usize::checked_sub);
+            self.left.extend(BlockRange::published(before));
+        }
+    }
+
+    /// Gives back the ranges that no descriptor publishes any more.
+    pub(super) fn settle(&mut self, backends: &mut Backends) {
+        for range in std::mem::take(&mut self.left) {
+            if self.uses(range) > 0 {
                 continue;
             }
+            let Some(table) = self.published.remove(&range) else { continue };
             for key in self.unname(&table) {
                 backends.idle(key);
             }

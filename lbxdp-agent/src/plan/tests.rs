@@ -311,6 +311,51 @@ fn a_backend_without_a_route_is_left_out() {
 }
 
 #[test]
+fn a_table_may_change_hands_within_a_plan() {
+    let mut world = World::new();
+    let set = |world: &mut World, service: &str, addr: &str, endpoints: &[&str]| {
+        world.set(addr, FrontendKind::ClusterIp, service, serve(endpoints));
+    };
+    set(&mut world, "a", "10.96.0.1:80", &["10.1.0.2:80", "10.1.0.3:80"]);
+    set(&mut world, "b", "10.96.0.2:80", &["10.1.0.2:80", "10.1.0.4:80"]);
+    world.run(None);
+    let handed_over = world.descriptor("10.96.0.1:80").external;
+
+    set(&mut world, "a", "10.96.0.1:80", &["10.1.0.1:80", "10.1.0.2:80"]);
+    set(&mut world, "b", "10.96.0.2:80", &["10.1.0.2:80", "10.1.0.3:80"]);
+    world.run(None);
+    assert_eq!(world.descriptor("10.96.0.2:80").external, handed_over);
+    assert_eq!(kinds(&world.run(None)), [""; 0]);
+
+    // Nobody writes another table into it.
+    world.settle();
+    set(&mut world, "c", "10.96.0.3:80", &["10.1.0.5:80", "10.1.0.6:80"]);
+    set(&mut world, "d", "10.96.0.4:80", &["10.1.0.7:80", "10.1.0.8:80"]);
+    world.run(None);
+    for other in ["10.96.0.1:80", "10.96.0.3:80", "10.96.0.4:80"] {
+        assert_ne!(world.descriptor(other).external, handed_over);
+    }
+}
+
+#[test]
+fn an_endpoint_without_a_route_is_served_once_it_is_on_this_node() {
+    let mut world = World::new();
+    let endpoint: SocketAddr = "10.9.9.9:80".parse().unwrap();
+    world.set("10.96.0.1:80", FrontendKind::ClusterIp, "a", serve(&["10.1.0.1:80", "10.9.9.9:80"]));
+    world.run(None);
+    world.desired.local_backends.insert(endpoint);
+    let touched = Touched { backends: [endpoint].into(), ..Touched::default() };
+
+    let plan = world.planner.plan_some(&world.desired, &world.facts, &touched, world.maps.now);
+    assert_eq!(plan.problems, []);
+    let written = plan.ops.iter().any(|op| match op {
+        MapOp::WriteTable { table, .. } => table.len() > 1 || !table.is_empty(),
+        _ => false,
+    });
+    assert!(written, "{:?}", plan.ops);
+}
+
+#[test]
 fn a_backends_source_follows_the_route() {
     let mut world = World::new();
     world.set("10.96.0.1:80", FrontendKind::ClusterIp, "a", serve(&["10.1.0.1:80"]));
@@ -598,7 +643,7 @@ fn touched(step: &Step, before: &Desired, after: &Desired) -> Option<Touched> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     /// The fake panics where a kernel reader could be misled; here are the rest of the promises.
     #[test]
