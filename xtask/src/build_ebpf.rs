@@ -3,6 +3,8 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
+use object::build::elf::{Builder, SectionData};
+use object::elf::SHT_STRTAB;
 
 use crate::util::{self, cargo, root, step};
 
@@ -45,8 +47,9 @@ impl Variant {
     }
 }
 
-/// Builds the object and copies it to `target/bpf`. The copy is left alone if nothing changed, so
-/// that the agent is not built again.
+/// Builds the object and writes it to `target/bpf`, without debug information: four fifths of it, which
+/// each agent would carry in its memory. BTF stays. What is there is left alone if nothing changed,
+/// so that the agent is not built again.
 fn build(variant: Variant) -> Result<()> {
     let arch = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
     let mut flags = RUSTFLAGS.to_vec();
@@ -65,6 +68,7 @@ fn build(variant: Variant) -> Result<()> {
 
     let built = root().join("target/bpf-build").join(TARGET).join("release/lbxdp-ebpf");
     let object = fs::read(&built).with_context(|| built.display().to_string())?;
+    let object = stripped(&object).with_context(|| built.display().to_string())?;
     let dir = root().join("target/bpf");
     let copy = dir.join(variant.object());
     if fs::read(&copy).ok().as_ref() != Some(&object) {
@@ -75,6 +79,23 @@ fn build(variant: Variant) -> Result<()> {
         fs::rename(&draft, &copy).with_context(|| copy.display().to_string())?;
     }
     Ok(())
+}
+
+/// An object without its DWARF sections.
+fn stripped(object: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = Builder::read(object)?;
+    for section in builder.sections.iter_mut() {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    // The compiler keeps the names of sections among those of symbols; the writer wants them apart.
+    let names = builder.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(stripped)
 }
 
 /// The command.
