@@ -2,22 +2,18 @@
 //! empty lists after a restore, behind a broken cache, and through a proxy.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::packed::Packed;
 use super::trim::Arrived;
 use crate::source::{Delta, Kind, Object, ObjectId, Sourced};
-
-/// An object as JSON: what the state directory keeps, and a tenth of what it takes in memory
-/// otherwise.
-pub(super) type Json = Arc<[u8]>;
 
 /// The objects of one kind.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    objects: BTreeMap<ObjectId, Json>,
+    objects: BTreeMap<ObjectId, Packed>,
     /// Whether the API has listed them since the start.
     is_listed: bool,
     /// What the last list lacks, and when that is believed.
@@ -27,7 +23,7 @@ pub(super) struct Known {
 impl Known {
     /// What an earlier agent knew. The first list is compared with that.
     pub(super) fn remembered(objects: impl IntoIterator<Item = Object>) -> Self {
-        let objects = objects.into_iter().map(|object| (object.id(), object.to_json().into()));
+        let objects = objects.into_iter().map(|object| (object.id(), Packed::new(&object)));
         Self { objects: objects.collect(), ..Self::default() }
     }
 
@@ -37,12 +33,11 @@ impl Known {
 
     /// The objects, one by one.
     pub(super) fn objects(&self) -> impl Iterator<Item = Object> {
-        // What this program wrote it reads.
-        self.objects.iter().filter_map(|(id, json)| Object::from_json(id.kind, json).ok())
+        self.objects.iter().filter_map(|(id, packed)| packed.object(id.kind))
     }
 
     /// The same as they are kept.
-    pub(super) fn json(&self) -> impl Iterator<Item = &Json> {
+    pub(super) fn packed(&self) -> impl Iterator<Item = &Packed> {
         self.objects.values()
     }
 
@@ -114,11 +109,11 @@ impl Known {
     }
 
     fn insert(&mut self, Arrived { object, triggered }: Arrived) -> Option<Delta> {
-        let (id, json) = (object.id(), object.to_json());
-        if self.objects.get(&id).is_some_and(|known| **known == *json) {
+        let (id, packed) = (object.id(), Packed::new(&object));
+        if self.objects.get(&id) == Some(&packed) {
             return None;
         }
-        self.objects.insert(id, json.into());
+        self.objects.insert(id, packed);
         Some(Delta::Apply { object: Sourced::new("", object), triggered })
     }
 

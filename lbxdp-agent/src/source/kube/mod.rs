@@ -12,6 +12,7 @@ mod backoff;
 mod brake;
 mod client;
 mod events;
+mod packed;
 mod status;
 mod store;
 mod trim;
@@ -35,8 +36,9 @@ pub use self::events::{Events, reports};
 pub use self::status::{Report, Status, Watch, WatchReport, Work};
 
 use self::access::Access;
-use self::brake::{Json, Known};
+use self::brake::Known;
 use self::client::Servers;
+use self::packed::Packed;
 use self::store::Store;
 use self::watch::{Follower, Message, Watched};
 use super::{Change, Delta, Kind, Snapshot, Sourced};
@@ -176,7 +178,7 @@ impl Kube {
     /// Writes what is not yet written, before the end.
     pub async fn finish(&mut self) {
         if matches!(self.phase, Phase::Following) {
-            self.store.finish(json(&self.kinds)).await;
+            self.store.finish(packed(&self.kinds)).await;
         }
     }
 
@@ -226,7 +228,7 @@ impl Kube {
             }
         }
         if matches!(self.phase, Phase::Following) {
-            self.store.write(json(&self.kinds));
+            self.store.write(packed(&self.kinds));
         }
     }
 
@@ -239,7 +241,7 @@ impl Kube {
                 self.phase = Phase::Following;
                 self.is_news = false;
                 self.store.touch();
-                self.store.write(json(&self.kinds));
+                self.store.write(packed(&self.kinds));
                 return Some(Change::All(self.snapshot()));
             }
             Phase::Silent(Some((due, written))) if due <= Instant::now() => {
@@ -303,8 +305,8 @@ async fn sleep_until_if(wake: Option<Instant>) {
 }
 
 /// Every object as it is stored.
-fn json(kinds: &BTreeMap<Kind, Known>) -> impl Iterator<Item = (Kind, &Json)> {
-    kinds.iter().flat_map(|(kind, known)| known.json().map(|json| (*kind, json)))
+fn packed(kinds: &BTreeMap<Kind, Known>) -> impl Iterator<Item = (Kind, &Packed)> {
+    kinds.iter().flat_map(|(kind, known)| known.packed().map(|packed| (*kind, packed)))
 }
 
 /// What the stored input says, by kind.

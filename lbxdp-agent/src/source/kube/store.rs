@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::brake::Json;
+use super::packed::Packed;
 use crate::source::{Kind, Object};
 
 const FILE: &str = "inputs.json";
@@ -42,7 +42,7 @@ struct Stored {
 #[derive(Debug)]
 struct Content {
     node: String,
-    objects: BTreeMap<Kind, Vec<Json>>,
+    objects: BTreeMap<Kind, Vec<Packed>>,
 }
 
 /// What an earlier agent knew, and when it wrote that.
@@ -132,7 +132,7 @@ impl Store {
     }
 
     /// Writes these in the background, if it is time.
-    pub(super) fn write<'a>(&mut self, objects: impl Iterator<Item = (Kind, &'a Json)>) {
+    pub(super) fn write<'a>(&mut self, objects: impl Iterator<Item = (Kind, &'a Packed)>) {
         if self.writing.is_some() || !self.is_dirty || self.due > Instant::now() {
             return;
         }
@@ -145,7 +145,7 @@ impl Store {
     }
 
     /// Writes these now, if they are not written yet: the last chance.
-    pub(super) async fn finish<'a>(&mut self, objects: impl Iterator<Item = (Kind, &'a Json)>) {
+    pub(super) async fn finish<'a>(&mut self, objects: impl Iterator<Item = (Kind, &'a Packed)>) {
         if self.writing.is_some() {
             self.written().await;
         }
@@ -156,10 +156,10 @@ impl Store {
         }
     }
 
-    fn content<'a>(&self, objects: impl Iterator<Item = (Kind, &'a Json)>) -> Content {
+    fn content<'a>(&self, objects: impl Iterator<Item = (Kind, &'a Packed)>) -> Content {
         let mut content = Content { node: self.node.clone(), objects: BTreeMap::new() };
-        for (kind, json) in objects {
-            content.objects.entry(kind).or_default().push(Json::clone(json));
+        for (kind, packed) in objects {
+            content.objects.entry(kind).or_default().push(packed.clone());
         }
         content
     }
@@ -194,11 +194,11 @@ fn write(path: &Path, content: &Content) -> anyhow::Result<()> {
                 Kind::Node => "nodes",
             };
             write!(file, ",\"{list}\":[")?;
-            for (index, json) in objects.get(&kind).into_iter().flatten().enumerate() {
+            for (index, packed) in objects.get(&kind).into_iter().flatten().enumerate() {
                 if index > 0 {
                     file.write_all(b",")?;
                 }
-                file.write_all(json)?;
+                file.write_all(&packed.json())?;
             }
             file.write_all(b"]")?;
         }
@@ -242,9 +242,9 @@ mod tests {
         assert_eq!(store.error(), None);
         assert!(store.read().is_none());
         let objects = [service("x"), EndpointSlice::default().into(), Node::default().into()];
-        let json: Vec<(Kind, Json)> =
-            objects.iter().map(|object| (object.id().kind, object.to_json().into())).collect();
-        let all = || json.iter().map(|(kind, json)| (*kind, json));
+        let packed: Vec<(Kind, Packed)> =
+            objects.iter().map(|object| (object.id().kind, Packed::new(object))).collect();
+        let all = || packed.iter().map(|(kind, packed)| (*kind, packed));
         store.finish(all()).await;
         assert!(store.read().is_none(), "nothing changed, nothing is written");
         store.touch();
