@@ -1,6 +1,7 @@
 //! Benchmarks. Every figure is a ratio of two samples that were taken one after the other in the
 //! same run: this machine is never the same twice, but it is much the same for two seconds.
 
+mod packets;
 mod sockets;
 mod stats;
 
@@ -18,11 +19,14 @@ use stats::Quartiles;
 #[derive(Args)]
 pub struct Options {
     /// What to measure.
-    #[arg(value_enum, default_values_t = [Bench::Sockets])]
+    #[arg(value_enum, default_values_t = [Bench::Packets, Bench::Sockets])]
     benches: Vec<Bench>,
     /// Pairs of samples for each ratio.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
+    /// Of `packets`, only cases whose name contains this.
+    #[arg(long, value_name = "SUBSTRING")]
+    case: Option<String>,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -30,6 +34,8 @@ pub struct Options {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Bench {
+    /// The XDP program: nanoseconds for each packet, path by path.
+    Packets,
     /// Clients on the node: connections and bulk through a ClusterIP against the same directly.
     Sockets,
 }
@@ -95,6 +101,10 @@ pub fn run(options: &Options) -> Result<()> {
     let mut comparisons = Vec::new();
     for bench in &options.benches {
         let measure = AssertUnwindSafe(|| match bench {
+            Bench::Packets => {
+                let wanted = packets::Wanted { case: options.case.as_deref(), rounds: 60, seconds: 60 };
+                packets::run(&wanted).map(|()| Vec::new())
+            }
             Bench::Sockets => sockets::run(options.pairs),
         });
         let done = catch_unwind(measure);
