@@ -87,8 +87,11 @@ fn restore(ctx: &XdpContext, to_do: &Config) -> Option<()> {
     if start + TEMPLATE > ctx.data_end() {
         return None;
     }
-    // SAFETY: the bytes are inside the frame, as was just checked.
-    unsafe { (start as *mut [u64; TEMPLATE / 8]).write_unaligned(to_do.template) };
+    // Word by word: as a whole, the compiler copies it byte by byte in a loop.
+    for word in 0..TEMPLATE / 8 {
+        // SAFETY: the bytes are inside the frame, as was just checked.
+        unsafe { (start as *mut u64).add(word).write_unaligned(to_do.template[word]) };
+    }
     Some(())
 }
 
