@@ -106,6 +106,39 @@ impl Flow {
     }
 }
 
+/// What a reference program knows of a frontend. Everything is as it stands in a packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frontend {
+    /// Destination address.
+    pub address: [u8; 4],
+    /// Destination port.
+    pub port: [u8; 2],
+    /// Always zero.
+    pub _pad: [u8; 2],
+}
+
+/// What a reference program knows of a backend. Everything is as it stands in a packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backend {
+    /// Its address.
+    pub address: [u8; 4],
+    /// Its port.
+    pub port: [u8; 2],
+    /// Destination and source of the frame to it.
+    pub macs: [u8; 12],
+    /// Always zero.
+    pub _pad: [u8; 2],
+}
+
+/// Backends of the reference programs.
+pub const BACKENDS: usize = 32;
+/// Slots of their ring.
+pub const RING: usize = 65_536;
+/// Flows in each of their tables.
+pub const FLOWS: usize = 262_144;
+
 #[cfg(feature = "user")]
 mod pod {
     // SAFETY: integers without padding, so every bit pattern is a value.
@@ -114,10 +147,16 @@ mod pod {
     unsafe impl aya::Pod for super::State {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Flow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Frontend {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Backend {}
 }
 
 const _: () = {
     assert!(size_of::<Config>() == TEMPLATE + 32);
     assert!(size_of::<State>() == 40);
     assert!(size_of::<Flow>() == 8);
+    assert!(size_of::<Frontend>() == 8);
+    assert!(size_of::<Backend>() == 20);
 };

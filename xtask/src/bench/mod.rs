@@ -5,14 +5,18 @@ mod packets;
 mod sockets;
 mod stats;
 
-use anyhow::{Result, anyhow};
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 use lbxdp_tests::sweep;
-use serde::Serialize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use serde::{Deserialize, Serialize};
 
 use crate::setup;
-use crate::util::build_programs;
+use crate::util::{build_programs, root};
+use packets::Wanted;
 use stats::Quartiles;
 
 /// Options of `cargo xtask bench`.
@@ -27,9 +31,27 @@ pub struct Options {
     /// Of `packets`, only cases whose name contains this.
     #[arg(long, value_name = "SUBSTRING")]
     case: Option<String>,
+    /// Of `packets`, only the cases that CI looks at.
+    #[arg(long)]
+    short: bool,
+    /// Of `packets`, compares with what an earlier run said with --json; fails if a case is slower.
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+/// The ratios that CI compares with: what `cargo xtask bench packets --short --json` said.
+const RATIOS: &str = "xtask/bench-ratios.json";
+
+/// What `--json` says.
+#[derive(Serialize, Deserialize)]
+struct Results {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    packets: Option<packets::Report>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", skip_deserializing)]
+    sockets: Vec<Comparison>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -93,35 +115,85 @@ impl Comparison {
 
 /// The command. Leaves nothing behind, like the demo.
 pub fn run(options: &Options) -> Result<()> {
+    let earlier = options.compare.as_deref().map(read).transpose()?;
+    let mut results = Results { packets: None, sockets: Vec::new() };
+    begin()?;
+    for bench in &options.benches {
+        match bench {
+            Bench::Packets => {
+                let wanted = Wanted {
+                    case: options.case.as_deref(),
+                    is_short: options.short,
+                    ..Wanted::default()
+                };
+                results.packets = Some(cleanly(|| packets::run(&wanted))?);
+            }
+            Bench::Sockets => results.sockets = cleanly(|| sockets::run(options.pairs))?,
+        }
+    }
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    } else {
+        print(&results);
+    }
+    match (earlier, &results.packets) {
+        (Some(earlier), Some(now)) => compare(&earlier, now),
+        _ => Ok(()),
+    }
+}
+
+/// The short form against the ratios that were checked in, as a step of CI.
+pub fn gate() -> Result<()> {
+    let earlier = read(&root().join(RATIOS))?;
+    begin()?;
+    let now = cleanly(|| packets::run(&Wanted { is_short: true, ..Wanted::default() }))?;
+    eprintln!("{now}");
+    compare(&earlier, &now)
+}
+
+fn begin() -> Result<()> {
     setup::toolchain()?;
     setup::machine()?;
     build_programs()?;
     sweep::stale();
     sweep::on_signal();
-    let mut comparisons = Vec::new();
-    for bench in &options.benches {
-        let measure = AssertUnwindSafe(|| match bench {
-            Bench::Packets => {
-                let wanted = packets::Wanted { case: options.case.as_deref(), rounds: 60, seconds: 60 };
-                packets::run(&wanted).map(|()| Vec::new())
-            }
-            Bench::Sockets => sockets::run(options.pairs),
-        });
-        let done = catch_unwind(measure);
-        sweep::wait_if_stopping();
-        sweep::own();
-        comparisons.extend(done.unwrap_or_else(|_| Err(anyhow!("the benchmark panicked")))?);
+    Ok(())
+}
+
+/// Runs a benchmark and removes what it made, whatever becomes of it.
+fn cleanly<T>(measure: impl FnOnce() -> Result<T>) -> Result<T> {
+    let done = catch_unwind(AssertUnwindSafe(measure));
+    sweep::wait_if_stopping();
+    sweep::own();
+    done.unwrap_or_else(|_| Err(anyhow!("the benchmark panicked")))
+}
+
+fn read(file: &Path) -> Result<packets::Report> {
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let results: Results =
+        serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+    results.packets.with_context(|| format!("{}: nothing about packets", file.display()))
+}
+
+fn compare(earlier: &packets::Report, now: &packets::Report) -> Result<()> {
+    let comparison = packets::Comparison::of(earlier, now);
+    eprintln!("{comparison}");
+    let regressions = comparison.regressions();
+    ensure!(regressions.is_empty(), "worse than before: {}", regressions.join(", "));
+    Ok(())
+}
+
+fn print(results: &Results) {
+    if let Some(packets) = &results.packets {
+        println!("{packets}");
     }
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&comparisons)?);
-        return Ok(());
+    if !results.sockets.is_empty() {
+        println!("median (first to third quartile)\n");
     }
-    println!("median (first to third quartile)\n");
-    for Comparison { name, unit, reference, measured, ratio, pairs } in &comparisons {
+    for Comparison { name, unit, reference, measured, ratio, pairs } in &results.sockets {
         println!("{name}, {pairs} pairs");
         println!("  reference  {reference:.0} {unit}");
         println!("  measured   {measured:.0} {unit}");
         println!("  ratio      {ratio:.3}\n");
     }
-    Ok(())
 }

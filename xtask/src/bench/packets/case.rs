@@ -4,16 +4,19 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
 use lbxdp_bench_ebpf::{Choice, Config, Flow, Place as FlowPlace, TEMPLATE};
 
-use super::packet::Packet;
+use super::cases::Node;
+use super::packet::{Packet, Transport};
 use super::runner::{Place, Runner};
 use super::world::{Moved, World};
 
 /// Packets of one sample.
 pub const PACKETS: u32 = 8_000;
+/// Packets of ever new flows that fill the benchmark's own tables.
+const FILL: u32 = 300_000;
 /// How long it may take until every flow is in the table.
 const FILLED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -36,12 +39,12 @@ impl Share {
 
     /// Nearly each packet counts one of these.
     pub const fn nearly_all(counters: &'static [&'static str]) -> Self {
-        Self { counters, least: 0.99, most: 1.0 }
+        Self { counters, least: 0.95, most: 1.0 }
     }
 
-    /// Hardly any packet does.
-    pub const fn hardly_any(counters: &'static [&'static str]) -> Self {
-        Self { counters, least: 0.0, most: 0.01 }
+    /// Any number up to all of them do.
+    pub const fn at_most_all(counters: &'static [&'static str]) -> Self {
+        Self { counters, least: 0.0, most: 1.0 }
     }
 
     fn check(&self, moved: &Moved, packets: u32) -> Result<()> {
@@ -111,21 +114,30 @@ fn is_neighbour(a: IpAddr, b: IpAddr) -> bool {
 /// Which program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// lbxdp's, on the node with this number.
-    Lbxdp(usize),
+    /// lbxdp's, on this node.
+    Lbxdp(Node),
     /// One of the benchmark's own, by its name.
     Own(&'static str),
 }
 
 /// What has to happen before the first sample.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Before {
     /// Nothing.
     Nothing,
+    /// Every flow has passed, and all the maps' entries are there. For the benchmark's own programs.
+    Passed,
     /// Each flow's packet has to meet its flow.
     Established,
-    /// So many flows have to have been created, of this case's own kind of packet.
+    /// So many flows have to have been created.
     Created(u64),
+    /// No further flow can be created.
+    Exhausted,
+    /// The flows of this case have to be established, and the packets are replies to them.
+    Replying(Box<Case>),
+    /// The flows have to be established, and in front of each sample come packets of this case, which
+    /// has to be prepared first.
+    Beside(Box<Case>),
 }
 
 /// A case.
@@ -147,6 +159,10 @@ pub struct Case {
     pub packets: u32,
     /// What comes first.
     pub before: Before,
+    /// What the packets carry that come first, if not the same.
+    pub filler: Transport,
+    /// Samples at most, where each leaves something behind.
+    pub limit: usize,
     /// Verdicts that are right.
     pub verdicts: &'static [u32],
     /// What lbxdp counts.
@@ -154,7 +170,7 @@ pub struct Case {
     /// What flow 0's packet becomes.
     pub output: Output,
     /// The case to compare with, beside the control.
-    pub reference: Option<&'static str>,
+    pub reference: Option<String>,
     /// The next flow in turn, where they take turns.
     pub next: u64,
     /// Where the flows begin in the list, where they are listed.
@@ -163,22 +179,24 @@ pub struct Case {
 
 impl Case {
     /// A case of one flow that changes nothing.
-    pub fn new(name: impl Into<String>, subject: Subject, packet: Packet) -> Self {
+    pub fn new(subject: Subject, packet: Packet) -> Self {
         Self {
-            name: name.into(),
+            name: String::new(),
             subject,
-            packet,
             choice: Choice::One,
             flows: 1,
             pushed: 0,
             packets: PACKETS,
             before: Before::Nothing,
+            filler: packet.transport,
+            limit: usize::MAX,
             verdicts: &[],
             shares: Vec::new(),
             output: Output::Other,
             reference: None,
             next: 0,
             first_listed: 0,
+            packet,
         }
     }
 
@@ -216,48 +234,98 @@ impl Case {
         self.output.check(&self.packet.bytes()?, &run.bytes)
     }
 
-    /// Brings about what has to be so before the first sample.
+    /// Brings about what has to be so before the first sample, with lbxdp as the program.
     pub fn prepare(&mut self, runner: &mut Runner, world: &mut World) -> Result<()> {
-        let (turns, wanted, counter) = match self.before {
-            Before::Nothing => return Ok(()),
-            Before::Established => (self.flows, u64::from(self.flows), "flow_hit"),
-            Before::Created(flows) => (100_000, flows, "flow_new"),
-        };
+        match self.before.clone() {
+            Before::Nothing | Before::Passed => Ok(()),
+            Before::Replying(mut request) => {
+                request.prepare(runner, world)?;
+                self.reply(&request, runner, world)
+            }
+            Before::Beside(mut other) => {
+                other.prepare(runner, world)?;
+                self.before = Before::Beside(other);
+                self.fill(runner, world)
+            }
+            Before::Established | Before::Created(_) | Before::Exhausted => {
+                self.fill(runner, world)
+            }
+        }
+    }
+
+    /// Creates flows by their own packets, until they are there.
+    fn fill(&mut self, runner: &mut Runner, world: &mut World) -> Result<()> {
+        /// Enough to find that nothing can be created.
+        const ATTEMPTS: u32 = 20_000;
         let deadline = Instant::now() + FILLED_WITHIN;
+        let packet = Packet { transport: self.filler, ..self.packet.clone() };
+        let filler = Self { packet, ..self.clone() };
         let mut created = 0;
         loop {
+            let left = match self.before {
+                Before::Created(wanted) => u32::try_from(wanted - created)?.min(100_000),
+                Before::Exhausted => ATTEMPTS,
+                _ => self.flows,
+            };
             world.moved()?;
-            let config = self.config(Choice::Sequential, turns)?;
+            let config = filler.config(Choice::Sequential, left)?;
             let run = runner.run(&world.program, &world.place, &config, self.next)?;
             self.next = run.next;
             let moved = world.moved()?;
-            let count = moved.get(counter).copied().unwrap_or_default();
-            created += count;
+            let count = |name| moved.get(name).copied().unwrap_or_default();
+            created += count("flow_new");
             let is_done = match self.before {
-                Before::Established => count == wanted,
-                _ => created >= wanted,
+                Before::Created(wanted) => created >= wanted,
+                Before::Exhausted => count("flow_new") == 0,
+                _ => count("flow_hit") == u64::from(left),
             };
             if is_done {
                 return Ok(());
             }
             ensure!(
                 Instant::now() < deadline,
-                "{wanted} flows are not in the table after {FILLED_WITHIN:?}; the last {turns} packets \
-                 moved {moved:?}"
+                "not {:?} after {FILLED_WITHIN:?}: the last {left} packets moved {moved:?}",
+                self.before,
             );
         }
     }
 
-    /// What a sample has to have brought about.
-    pub fn check_sample(&self, verdict: u32, moved: Option<&Moved>) -> Result<()> {
-        self.check_verdict(verdict)?;
-        if let Some(moved) = moved {
-            self.shares.iter().try_for_each(|share| share.check(moved, self.packets))?;
-            let known = |name: &&&str| self.shares.iter().any(|share| share.counters.contains(name));
-            if let Some(stranger) = moved.keys().find(|name| !known(name)) {
-                bail!("{stranger} moved, of {moved:?}");
+    /// Makes this case's packets replies to what becomes of those of `request`.
+    fn reply(&mut self, request: &Self, runner: &mut Runner, world: &World) -> Result<()> {
+        let config = request.config(Choice::Sequential, 1)?;
+        let mut flows = Vec::new();
+        for number in 0..self.flows {
+            let run = runner.run(&world.program, &world.place, &config, number.into())?;
+            let request = Packet::parse(&run.bytes)?;
+            if number == 0 {
+                self.packet.src = request.dst;
+                self.packet.dst = request.src;
+            }
+            let address = last_word(request.dst.ip());
+            flows.push(Flow { address, port: request.src.port().into() });
+        }
+        runner.list(self.first_listed, &flows)
+    }
+
+    /// Lets every flow pass twice: the first time it is entered.
+    pub fn pass(&mut self, runner: &mut Runner, program: &ProgramFd, place: &Place) -> Result<()> {
+        if matches!(self.before, Before::Passed) {
+            let turns = self.flows.min(FILL);
+            for _ in 0..2 {
+                let config = self.config(Choice::Sequential, turns)?;
+                self.next = runner.run(program, place, &config, self.next)?.next;
             }
         }
+        Ok(())
+    }
+
+    /// What a sample has to have brought about.
+    pub fn check_sample(&self, verdict: u32, moved: &Moved) -> Result<()> {
+        self.check_verdict(verdict)?;
+        self.shares.iter().try_for_each(|share| share.check(moved, self.packets))?;
+        let is_known = |name| self.shares.iter().any(|share| share.counters.contains(name));
+        let stranger = moved.keys().find(|name| !is_known(name));
+        ensure!(stranger.is_none(), "{stranger:?} moved, of {moved:?}");
         Ok(())
     }
 

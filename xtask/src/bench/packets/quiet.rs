@@ -51,9 +51,11 @@ pub struct Summary {
     pub control: Quartiles,
 }
 
-/// Sums up the quiet ones of `samples`, if they are [`ENOUGH`]; otherwise says how many they are.
-pub fn summary(samples: &[Sample], floor: f64) -> Result<Summary, usize> {
-    let quiet: Vec<_> = samples.iter().filter(|sample| sample.is_quiet(floor)).collect();
+/// Sums up the quiet ones of `samples`, one for each round, if they are [`ENOUGH`]; otherwise says how
+/// many they are.
+pub fn summary(samples: &[Option<Sample>], floor: f64) -> Result<Summary, usize> {
+    let samples = samples.iter().flatten();
+    let quiet: Vec<_> = samples.filter(|sample| sample.is_quiet(floor)).collect();
     if quiet.len() < ENOUGH {
         return Err(quiet.len());
     }
@@ -62,6 +64,15 @@ pub fn summary(samples: &[Sample], floor: f64) -> Result<Summary, usize> {
         ns: Quartiles::of(&quiet.iter().map(|sample| sample.ns).collect::<Vec<_>>()),
         control: Quartiles::of(&quiet.iter().map(|sample| sample.ratio()).collect::<Vec<_>>()),
     })
+}
+
+/// One case in terms of another, round by round, if there are [`ENOUGH`] rounds in which both were
+/// quiet. A ratio of two medians would be one of two different times.
+pub fn ratio(of: &[Option<Sample>], to: &[Option<Sample>], floor: f64) -> Option<Quartiles> {
+    let rounds = of.iter().zip(to).filter_map(|(of, to)| Some(((*of)?, (*to)?)));
+    let quiet = rounds.filter(|(of, to)| of.is_quiet(floor) && to.is_quiet(floor));
+    let ratios: Vec<_> = quiet.map(|(of, to)| of.ns / to.ns).collect();
+    (ratios.len() >= ENOUGH).then(|| Quartiles::of(&ratios))
 }
 
 #[cfg(test)]
@@ -88,15 +99,28 @@ mod tests {
 
     #[test]
     fn noisy_samples_do_not_count() {
-        let mut samples = vec![sample(10.0, 50.0, 10.0); ENOUGH];
-        samples.extend([sample(20.0, 100.0, 20.0); 40]);
+        let mut samples = vec![Some(sample(10.0, 50.0, 10.0)); ENOUGH];
+        samples.extend([Some(sample(20.0, 100.0, 20.0)); 40]);
+        samples.push(None);
         let summary = summary(&samples, 10.0).expect("enough of them");
         assert_eq!((summary.quiet, summary.ns.q3, summary.control.median), (ENOUGH, 50.0, 5.0));
     }
 
     #[test]
     fn too_few_quiet_samples_say_nothing() {
-        let samples = [sample(10.0, 50.0, 10.0); ENOUGH - 1];
+        let samples = [Some(sample(10.0, 50.0, 10.0)); ENOUGH - 1];
         assert_eq!(summary(&samples, 10.0), Err(ENOUGH - 1));
+    }
+
+    #[test]
+    fn cases_are_compared_round_by_round() {
+        let quiet = |ns| Some(sample(10.0, ns, 10.0));
+        let noisy = Some(sample(20.0, 9.0, 20.0));
+        let mut of = vec![quiet(60.0); ENOUGH];
+        let mut to = vec![quiet(20.0); ENOUGH];
+        of.extend([quiet(1.0), None, noisy]);
+        to.extend([noisy, quiet(1.0), quiet(1.0)]);
+        assert_eq!(ratio(&of, &to, 10.0).map(|ratio| ratio.q3), Some(3.0));
+        assert_eq!(ratio(&of[1..], &to[1..], 10.0), None);
     }
 }

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{Array, MapData, ProgramArray};
+use aya::maps::{Array, HashMap, MapData, ProgramArray};
 use aya::programs::{ProgramFd, ProgramInfo, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
-use lbxdp_bench_ebpf::{Config, Flow, State};
+use lbxdp_bench_ebpf::{BACKENDS, Backend, Config, Flow, Frontend, RING, State};
 use lbxdp_tests::Netns;
 use lbxdp_tests::link::veth;
 use nix::libc;
@@ -15,8 +15,6 @@ use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns
 use nix::unistd::Pid;
 
 /// XDP's verdicts (`enum xdp_action`).
-pub const XDP_ABORTED: u32 = 0;
-/// See above.
 pub const XDP_DROP: u32 = 1;
 /// See above.
 pub const XDP_PASS: u32 = 2;
@@ -105,6 +103,25 @@ impl Runner {
         let mut listed = self.array::<Flow>("listed")?;
         for (number, flow) in (first..).zip(flows) {
             listed.set(number, flow, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the reference programs of one frontend, whose flows come from its own address, and of its
+    /// backends.
+    pub fn serve(&mut self, frontend: Frontend, backends: &[Backend; BACKENDS]) -> Result<()> {
+        let map = self.ebpf.map_mut("frontends").context("no map frontends")?;
+        let mut frontends: HashMap<&mut MapData, Frontend, [u8; 4]> = HashMap::try_from(map)?;
+        frontends.insert(frontend, frontend.address, 0)?;
+        let mut array = self.array::<Backend>("backends")?;
+        for (number, backend) in (0..).zip(backends) {
+            array.set(number, backend, 0)?;
+        }
+        let mut ring = self.array::<u32>("ring")?;
+        for slot in 0..u32::try_from(RING)? {
+            // In no order that a processor could guess.
+            let backend = slot.wrapping_mul(0x9e37_79b9) >> 27;
+            ring.set(slot, backend, 0)?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
@@ -11,6 +12,7 @@ use aya::programs::ProgramFd;
 use lbxdp_common::{ABI_VERSION, Counter, DropReason};
 use lbxdp_tests::cluster::UPLINK;
 use lbxdp_tests::manifests::Manifests;
+use lbxdp_tests::process::wait_until;
 use lbxdp_tests::traffic::frame::parse_mac;
 use lbxdp_tests::{Agent, AgentOptions, Cluster, Netns, ServedCgroup, Spec};
 use serde_json::Value;
@@ -20,6 +22,9 @@ use super::runner::{self, Place};
 
 /// The node's default router, which exists only as a neighbour.
 const ROUTER: Mac = [2, 0, 0, 0, 0, 1];
+
+/// How long an agent may take, which was built without optimisations and may have a lot to read.
+const SERVING_WITHIN: Duration = Duration::from_secs(120);
 
 /// Counters and drop reasons that moved, by name.
 pub type Moved = BTreeMap<&'static str, u64>;
@@ -46,10 +51,7 @@ pub struct World {
 
 impl World {
     /// Builds the hosts and has an agent serve what `objects` makes of them.
-    pub fn new(
-        extra: &[&str],
-        objects: impl FnOnce(&Cluster) -> Vec<Value>,
-    ) -> Result<Self> {
+    pub fn new(objects: impl FnOnce(&Cluster) -> Vec<Value>) -> Result<Self> {
         let cluster = Cluster::new(&Spec { pods: vec![1, 1], ..Spec::default() });
         let (node, peer) = (cluster.node(0), cluster.node(1));
         let peer_mac = mac(&peer.netns)?;
@@ -66,10 +68,13 @@ impl World {
         manifests.write("services.yaml", &objects(&cluster));
         let options = AgentOptions {
             cgroup: ServedCgroup::None,
-            extra: extra.iter().map(|&argument| argument.to_owned()).collect(),
+            do_not_wait: true,
             ..AgentOptions::default()
         };
         let mut agent = Agent::start(node, &manifests.path(), options);
+        wait_until("the agent serves", SERVING_WITHIN, || {
+            agent.get("/readyz").is_some_and(|(status, _)| status == 200)
+        });
         agent.kill9();
 
         let link: Value = serde_json::from_str(&node.netns.ip(&format!("-j link show {UPLINK}")))?;
