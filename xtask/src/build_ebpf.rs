@@ -75,7 +75,8 @@ fn build(variant: Variant) -> Result<()> {
     build.env_remove("RUSTFLAGS");
     util::run(&mut build)?;
 
-    let built = root().join("target/bpf-build").join(TARGET).join("release").join(variant.package());
+    let built =
+        root().join("target/bpf-build").join(TARGET).join("release").join(variant.package());
     let object = fs::read(&built).with_context(|| built.display().to_string())?;
     let dir = root().join("target/bpf");
     let copy = dir.join(variant.object());

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use crate::{bench, test};
 use crate::util::{cargo, run as run_command, step};
+use crate::{bench, test};
 
 /// The command. The tests come last, so that their count is the last line.
 pub fn run() -> Result<()> {

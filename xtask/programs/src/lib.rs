@@ -99,10 +99,7 @@ impl Flow {
     /// The flow with this number, where `address` is flow 0's.
     #[inline(always)]
     pub const fn of(number: u32, address: u32) -> Self {
-        Self {
-            address: address.wrapping_add(number / PORTS),
-            port: FIRST_PORT + number % PORTS,
-        }
+        Self { address: address.wrapping_add(number / PORTS), port: FIRST_PORT + number % PORTS }
     }
 }
 

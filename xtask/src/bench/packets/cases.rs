@@ -88,14 +88,18 @@ impl Node {
                 objects.extend(kept.with(&elsewhere(1..=MANY)));
                 objects
             }
-            Self::Flooded | Self::Million => service("elsewhere", ELSEWHERE).with(&elsewhere(1..=MANY)),
+            Self::Flooded | Self::Million => {
+                service("elsewhere", ELSEWHERE).with(&elsewhere(1..=MANY))
+            }
             Self::Exhausted => {
                 // Source ports are a backend's, whichever Service leads to it.
                 let scarce = HALF_BACKENDS + 1..=HALF_BACKENDS + SCARCE_BACKENDS;
                 let none_left = *scarce.end() + 1;
                 let mut objects = service("half", HALF).with(&elsewhere(1..=HALF_BACKENDS));
                 objects.extend(service("scarce", SCARCE).with(&elsewhere(scarce)));
-                objects.extend(service("none-left", NONE_LEFT).with(&elsewhere(none_left..=none_left)));
+                objects.extend(
+                    service("none-left", NONE_LEFT).with(&elsewhere(none_left..=none_left)),
+                );
                 objects
             }
             Self::Thousand => usual(cluster, 1_000),
@@ -225,7 +229,12 @@ pub fn plans() -> Vec<Plan> {
         let kind = Kind { node, v6: false, transport: syn, flows: EVER_NEW };
         plan("local-new", new_here, false, kind);
     }
-    plan("local-new", new_here, false, Kind { node: Node::Usual, v6: false, transport: syn, flows: EVER_NEW });
+    plan(
+        "local-new",
+        new_here,
+        false,
+        Kind { node: Node::Usual, v6: false, transport: syn, flows: EVER_NEW },
+    );
     plans
 }
 
@@ -247,11 +256,7 @@ fn elsewhere(numbers: RangeInclusive<u8>) -> Vec<Endpoint> {
 }
 
 fn backend(v6: bool, n: u8) -> IpAddr {
-    if v6 {
-        [0xfd00, 0x10, 0x244, 2, 0, 0, 0, u16::from(n)].into()
-    } else {
-        [10, 244, 2, n].into()
-    }
+    if v6 { [0xfd00, 0x10, 0x244, 2, 0, 0, 0, u16::from(n)].into() } else { [10, 244, 2, n].into() }
 }
 
 /// The Services of the usual node, and others with `frontends` IPv4 frontends in all.
@@ -366,7 +371,11 @@ fn reply(world: &World, kind: &Kind) -> Result<Case> {
         transport: kind.transport,
     };
     // What the request becomes says where it comes from and goes to.
-    let packet = Packet { from: world.peer_mac, src: (backend(kind.v6, 1), 1).into(), ..to_node(world, kind, 1)? };
+    let packet = Packet {
+        from: world.peer_mac,
+        src: (backend(kind.v6, 1), 1).into(),
+        ..to_node(world, kind, 1)?
+    };
     Ok(Case {
         choice: if kind.flows == 1 { Choice::One } else { Choice::Listed },
         before: Before::Replying(Box::new(request.clone())),
@@ -485,13 +494,8 @@ const FORWARDED: &[u32] = &[XDP_TX, XDP_REDIRECT];
 /// What it counts.
 const LEFT: &[&str] = &["transmitted", "redirected"];
 /// What a full table counts now and then: it evicts half a flow, and an entry's time is over.
-const GAPS: &[&str] = &[
-    "snat_ports_exhausted",
-    "flow_restored",
-    "flow_broken",
-    "flow_expired",
-    "port_changed",
-];
+const GAPS: &[&str] =
+    &["snat_ports_exhausted", "flow_restored", "flow_broken", "flow_expired", "port_changed"];
 
 fn choice(kind: &Kind) -> Choice {
     if kind.flows == 1 { Choice::One } else { Choice::Random }
@@ -575,7 +579,8 @@ pub fn serve(runner: &mut Runner, world: &World) -> Result<()> {
     let mut macs = [0; 12];
     macs[..6].copy_from_slice(&world.peer_mac);
     macs[6..].copy_from_slice(&world.node_mac);
-    let mut backends = [Backend { port: BACKEND_PORT.to_be_bytes(), macs, ..Backend::default() }; BACKENDS];
+    let mut backends =
+        [Backend { port: BACKEND_PORT.to_be_bytes(), macs, ..Backend::default() }; BACKENDS];
     for (number, entry) in (1..).zip(&mut backends) {
         entry.address = octets(backend(false, number))?;
     }

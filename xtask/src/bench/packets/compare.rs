@@ -75,7 +75,8 @@ fn change(earlier: &Row, now: &Row) -> Change {
         return Change::Inconclusive;
     };
     let all = |says: fn(&Quartiles, &Quartiles) -> bool| {
-        says(&earlier.control, &now.control) && references(earlier, now).is_none_or(|(a, b)| says(a, b))
+        says(&earlier.control, &now.control)
+            && references(earlier, now).is_none_or(|(a, b)| says(a, b))
     };
     if all(|earlier, now| now.median > earlier.q3 * (1.0 + BAND)) {
         Change::Slower
@@ -87,14 +88,19 @@ fn change(earlier: &Row, now: &Row) -> Change {
 }
 
 /// The ratios to the reference program, where it is the same.
-fn references<'a>(earlier: &'a Figures, now: &'a Figures) -> Option<(&'a Quartiles, &'a Quartiles)> {
+fn references<'a>(
+    earlier: &'a Figures,
+    now: &'a Figures,
+) -> Option<(&'a Quartiles, &'a Quartiles)> {
     let (earlier, now) = (earlier.reference.as_ref()?, now.reference.as_ref()?);
     (earlier.name == now.name).then_some((&earlier.ratio, &now.ratio))
 }
 
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |ratio: &Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+        let shown = |ratio: &Option<f64>| {
+            ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
+        };
         writeln!(f, "x control, earlier and now:")?;
         for (name, earlier, now, change) in &self.lines {
             let change = match change {
@@ -121,8 +127,8 @@ mod tests {
     }
 
     fn row(control: f64, reference: Option<f64>) -> Row {
-        let reference = reference
-            .map(|ratio| Reference { name: "ref".to_owned(), ratio: around(ratio) });
+        let reference =
+            reference.map(|ratio| Reference { name: "ref".to_owned(), ratio: around(ratio) });
         let figures = Figures { ns: around(1.0), control: around(control), reference };
         Row { name: "case".to_owned(), samples: 20, quiet: 20, figures: Some(figures), hits: None }
     }

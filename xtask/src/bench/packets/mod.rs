@@ -51,7 +51,7 @@ pub struct Wanted<'a> {
 
 impl Default for Wanted<'_> {
     fn default() -> Self {
-        Self { case: None, is_short: false, rounds: 60, patience: Duration::from_secs(40) }
+        Self { case: None, is_short: false, rounds: 100, patience: Duration::from_secs(40) }
     }
 }
 
@@ -125,7 +125,10 @@ fn measure(
         sweep::wait_if_stopping();
         for of in &mut ready {
             let sample = match round < of.case.limit {
-                true => Some(sample(of, &control, &mut runner, nodes).with_context(|| of.case.name.clone())?),
+                true => Some(
+                    sample(of, &control, &mut runner, nodes)
+                        .with_context(|| of.case.name.clone())?,
+                ),
                 false => None,
             };
             of.samples.push(sample);

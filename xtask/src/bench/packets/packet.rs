@@ -75,7 +75,9 @@ impl Packet {
             Some(NetHeaders::Ipv4(ip, _)) => {
                 (ip.source.into(), ip.destination.into(), ip.time_to_live)
             }
-            Some(NetHeaders::Ipv6(ip, _)) => (ip.source.into(), ip.destination.into(), ip.hop_limit),
+            Some(NetHeaders::Ipv6(ip, _)) => {
+                (ip.source.into(), ip.destination.into(), ip.hop_limit)
+            }
             _ => bail!("not IP"),
         };
         let (src_port, dst_port, transport) = match headers.transport {

@@ -65,7 +65,9 @@ impl Report {
             let (quiet, figures) = match quiet::summary(&of.samples, floor) {
                 Err(quiet) => (quiet, None),
                 Ok(summary) => {
-                    let other = ready.iter().find(|other| Some(&other.case.name) == of.case.reference.as_ref());
+                    let other = ready
+                        .iter()
+                        .find(|other| Some(&other.case.name) == of.case.reference.as_ref());
                     let reference = other.and_then(|other| {
                         let ratio = quiet::ratio(&of.samples, &other.samples, floor)?;
                         Some(Reference { name: other.case.name.clone(), ratio })
@@ -98,7 +100,11 @@ impl fmt::Display for Report {
             "| {:38} | {:>26} | {:>22} | {:>22} | {:19} | {:>7} | {:>7} |",
             "case", "ns", "x control", "x reference", "reference", "hits", "quiet"
         )?;
-        writeln!(f, "|{:-<40}|{:->28}|{:->24}|{:->24}|{:-<21}|{:->9}|{:->9}|", "", ":", ":", ":", "", ":", ":")?;
+        writeln!(
+            f,
+            "|{:-<40}|{:->28}|{:->24}|{:->24}|{:-<21}|{:->9}|{:->9}|",
+            "", ":", ":", ":", "", ":", ":"
+        )?;
         for Row { name, samples, quiet, figures, hits } in cases {
             let (ns, control) = match figures {
                 None => ("inconclusive".to_owned(), String::new()),

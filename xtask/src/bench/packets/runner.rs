@@ -9,7 +9,6 @@ use aya::programs::{ProgramFd, ProgramInfo, TestRun as _, TestRunOptions, Xdp, X
 use aya::{Ebpf, EbpfLoader};
 use lbxdp_bench_ebpf::{BACKENDS, Backend, Config, Flow, Frontend, RING, State};
 use lbxdp_tests::Netns;
-use lbxdp_tests::link::veth;
 use nix::libc;
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns};
 use nix::unistd::Pid;
@@ -53,7 +52,7 @@ pub struct Run {
 /// The loaded wrapper and what it goes to.
 pub struct Runner {
     ebpf: Ebpf,
-    // The device that keeps the wrapper attached.
+    // With the device that keeps the wrapper attached.
     _home: Netns,
     random: u64,
 }
@@ -61,9 +60,8 @@ pub struct Runner {
 impl Runner {
     /// Loads the object and attaches the wrapper.
     pub fn new(object: &Path) -> Result<Self> {
-        let mut ebpf = EbpfLoader::new()
-            .load_file(object)
-            .with_context(|| object.display().to_string())?;
+        let mut ebpf =
+            EbpfLoader::new().load_file(object).with_context(|| object.display().to_string())?;
         for (name, program) in ebpf.programs_mut() {
             let program: &mut Xdp = program.try_into().with_context(|| name.to_owned())?;
             program.load().with_context(|| format!("load {name}"))?;
@@ -71,8 +69,8 @@ impl Runner {
         // Otherwise each run would put the wrapper in the kernel's dispatcher of XDP programs and take
         // it out again, and wait for every processor each time.
         let home = Netns::new("bench");
-        let peer = Netns::new("bench-peer");
-        veth((&home, "bench0"), (&peer, "bench1"));
+        // Down, or the kernel's own packets would meet the wrapper.
+        home.ip("link add bench0 type veth peer name bench1");
         let wrapper: &mut Xdp = ebpf.program_mut(WRAPPER).context("no wrapper")?.try_into()?;
         let attach = |wrapper: &mut Xdp| -> Result<()> {
             home.enter();
@@ -200,8 +198,10 @@ pub fn stay_on_one_processor() -> Result<()> {
     let mut one = CpuSet::new();
     one.set(last.context("no processor is allowed")?)?;
     sched_setaffinity(this_thread, &one).context("stay on one processor")?;
-    // A sample that waits for its turn is lost.
-    // SAFETY: integers only.
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+    // A sample that waits for its turn is lost. Niceness would not help: it counts only among the
+    // processes of a session.
+    let first_of_all = libc::sched_param { sched_priority: 1 };
+    // SAFETY: a valid structure; zero is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const first_of_all) };
     nix::errno::Errno::result(result).map(drop).context("take precedence")
 }
