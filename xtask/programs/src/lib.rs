@@ -90,8 +90,8 @@ pub struct Flow {
     pub port: u32,
 }
 
-/// Flows that share an address.
-const PORTS: u32 = 4_096;
+/// Flows that share an address, as the connections of one client do.
+const PORTS: u32 = 64;
 /// The port of flow 0, below those that are given to translated flows.
 const FIRST_PORT: u32 = 16_384;
 
