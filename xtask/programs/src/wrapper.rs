@@ -108,7 +108,7 @@ fn choose(to_do: &Config, so_far: &mut State) -> Option<Flow> {
     random ^= random >> 7;
     random ^= random << 17;
     so_far.random = random;
-    let number = ((random >> 32) * u64::from(to_do.flows) >> 32) as u32;
+    let number = (((random >> 32) * u64::from(to_do.flows)) >> 32) as u32;
     if to_do.choice == Choice::Listed as u32 {
         return listed.get(to_do.first_listed + number).copied();
     }

@@ -27,6 +27,11 @@ impl Quartiles {
         };
         Self { q1: at(1), median: at(2), q3: at(3) }
     }
+
+    /// Each of them after `change`.
+    pub fn map(self, change: impl Fn(f64) -> f64) -> Self {
+        Self { q1: change(self.q1), median: change(self.median), q3: change(self.q3) }
+    }
 }
 
 impl fmt::Display for Quartiles {

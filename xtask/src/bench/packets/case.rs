@@ -67,7 +67,7 @@ impl Share {
 pub enum Output {
     /// The same bytes.
     Same,
-    /// This packet. A port of zero stands for any, and so does the last octet of its receiver's
+    /// This packet. A port of zero stands for any, and so do the last two octets of its receiver's
     /// address where `any_backend`: the program chooses both.
     Packet {
         /// What is expected.
@@ -102,11 +102,11 @@ impl Output {
     }
 }
 
-/// Whether two addresses differ in their last octet at most.
+/// Whether two addresses differ in their last two octets at most.
 fn is_neighbour(a: IpAddr, b: IpAddr) -> bool {
     match (a, b) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => a.octets()[..3] == b.octets()[..3],
-        (IpAddr::V6(a), IpAddr::V6(b)) => a.octets()[..15] == b.octets()[..15],
+        (IpAddr::V4(a), IpAddr::V4(b)) => a.octets()[..2] == b.octets()[..2],
+        (IpAddr::V6(a), IpAddr::V6(b)) => a.octets()[..14] == b.octets()[..14],
         _ => false,
     }
 }

@@ -42,15 +42,19 @@ const NOBODYS: u16 = 30_099;
 /// The backends' port.
 const BACKEND_PORT: u16 = 8_080;
 /// Backends of most Services: source ports for 40,000 flows, with room.
-const FEW: u8 = 32;
-/// Backends of Services that meet ever new flows or a million of them.
-const MANY: u8 = 250;
+const FEW: u16 = 32;
+/// Backends of Services that meet ever new flows or a million of them: source ports for all that
+/// the table holds, with room.
+const MANY: u16 = {
+    let enough = FULL / SOURCE_PORTS * 5 / 4;
+    if enough > 250 { enough as u16 } else { 250 }
+};
 /// Source ports towards one backend (61000 to 65535).
 const SOURCE_PORTS: u64 = 4_536;
 /// Backends of the Service with [`HALF`] of its source ports in use.
-const HALF_BACKENDS: u8 = 16;
+const HALF_BACKENDS: u16 = 16;
 /// Backends of the Service whose source ports are [`SCARCE`].
-const SCARCE_BACKENDS: u8 = 8;
+const SCARCE_BACKENDS: u16 = 8;
 /// New flows that fill the table, of two entries each, and then some.
 const FULL: u64 = MAX_FLOWS as u64 / 2 * 3;
 /// Flows that are established while others flood the node.
@@ -247,13 +251,14 @@ fn service(name: &str, node_port: u16) -> Service {
 }
 
 /// These backends on the other node, of both families.
-fn elsewhere(numbers: RangeInclusive<u8>) -> Vec<Endpoint> {
+fn elsewhere(numbers: RangeInclusive<u16>) -> Vec<Endpoint> {
     let addresses = numbers.flat_map(|n| [backend(false, n), backend(true, n)]);
     addresses.map(|address| Endpoint::new(address, "node-b")).collect()
 }
 
-fn backend(v6: bool, n: u8) -> IpAddr {
-    if v6 { [0xfd00, 0x10, 0x244, 2, 0, 0, 0, u16::from(n)].into() } else { [10, 244, 2, n].into() }
+fn backend(v6: bool, n: u16) -> IpAddr {
+    let [high, low] = n.to_be_bytes();
+    if v6 { [0xfd00, 0x10, 0x245, 0, 0, 0, 0, n].into() } else { [10, 245, high, low].into() }
 }
 
 /// The Services of the usual node, and others with `frontends` IPv4 frontends in all.
@@ -446,6 +451,8 @@ fn flooded(world: &World, kind: &Kind) -> Result<Case> {
     Ok(Case {
         before: Before::Beside(Box::new(flood)),
         packets: 2_000,
+        // Each round finds fewer of them: what is compared has to have seen as many.
+        limit: 100,
         // How many hit is a result.
         shares: vec![
             Share::at_most_all(&["flow_hit", "flow_new"]),

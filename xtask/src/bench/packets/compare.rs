@@ -111,7 +111,7 @@ impl fmt::Display for Comparison {
                 Change::Slower => "SLOWER",
                 Change::FewerHits => "FEWER HITS",
             };
-            writeln!(f, "  {name:38} {:>8} {:>8}  {change}", shown(earlier), shown(now))?;
+            writeln!(f, "  {name:43} {:>8} {:>8}  {change}", shown(earlier), shown(now))?;
         }
         Ok(())
     }

@@ -43,6 +43,14 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Whether ratios measured on `other` mean something here: they depend on the processor and on what
+    /// is done about its faults more than on its speed.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.cpu == other.cpu && self.cpus == other.cpus && self.mitigations == other.mitigations
+    }
+}
+
 /// The first `model name` of `/proc/cpuinfo`.
 fn model(cpuinfo: &str) -> Option<&str> {
     let line = cpuinfo.lines().find(|line| line.starts_with("model name"))?;
@@ -63,6 +71,16 @@ impl fmt::Display for Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn machines_are_alike_whatever_their_kernel() {
+        let machine = Machine { cpu: "A".to_owned(), cpus: 2, ..Machine::default() };
+        let newer = Machine { kernel: "7.0".to_owned(), ..machine.clone() };
+        assert!(machine.is_like(&newer));
+        let mitigations = [("spectre_v2".to_owned(), "Retpolines".to_owned())].into();
+        assert!(!machine.is_like(&Machine { mitigations, ..machine.clone() }));
+        assert!(!machine.is_like(&Machine { cpu: "B".to_owned(), ..machine.clone() }));
+    }
 
     #[test]
     fn the_model_is_that_of_the_first_processor() {

@@ -13,6 +13,7 @@ mod runner;
 mod world;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -84,8 +85,8 @@ pub fn run(wanted: &Wanted<'_>) -> Result<Report> {
     let mut nodes = BTreeMap::new();
     // The reference programs are at home on the usual one.
     for node in plans.iter().map(|plan| plan.node).chain([Node::Usual]) {
-        if !nodes.contains_key(&node) {
-            nodes.insert(node, node.make().with_context(|| format!("{node:?}"))?);
+        if let Entry::Vacant(place) = nodes.entry(node) {
+            place.insert(node.make().with_context(|| format!("{node:?}"))?);
         }
     }
     // A thread of its own, because it goes from namespace to namespace and stays on one processor.

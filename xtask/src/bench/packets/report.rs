@@ -70,9 +70,10 @@ impl Report {
                         .find(|other| Some(&other.case.name) == of.case.reference.as_ref());
                     let reference = other.and_then(|other| {
                         let ratio = quiet::ratio(&of.samples, &other.samples, floor)?;
-                        Some(Reference { name: other.case.name.clone(), ratio })
+                        Some(Reference { name: other.case.name.clone(), ratio: ratio.map(rounded) })
                     });
                     let quiet::Summary { quiet, ns, control } = summary;
+                    let (ns, control) = (ns.map(rounded), control.map(rounded));
                     (quiet, Some(Figures { ns, control, reference }))
                 }
             };
@@ -83,11 +84,17 @@ impl Report {
                 samples,
                 quiet,
                 figures,
-                hits: (is_lbxdp && of.hits > 0).then_some(of.hits as f64 / packets),
+                hits: (is_lbxdp && of.hits > 0).then(|| rounded(of.hits as f64 / packets)),
             }
         };
-        Self { machine: Machine::here(), control_ns: floor, cases: ready.iter().map(row).collect() }
+        let cases = ready.iter().map(row).collect();
+        Self { machine: Machine::here(), control_ns: rounded(floor), cases }
     }
+}
+
+/// Without digits that nobody could measure.
+fn rounded(value: f64) -> f64 {
+    (value * 1_000.0).round() / 1_000.0
 }
 
 impl fmt::Display for Report {
@@ -97,12 +104,12 @@ impl fmt::Display for Report {
         writeln!(f, "control: {control_ns:.1} ns when quiet; median (first to third quartile)\n")?;
         writeln!(
             f,
-            "| {:38} | {:>26} | {:>22} | {:>22} | {:19} | {:>7} | {:>7} |",
+            "| {:43} | {:>26} | {:>22} | {:>22} | {:19} | {:>7} | {:>7} |",
             "case", "ns", "x control", "x reference", "reference", "hits", "quiet"
         )?;
         writeln!(
             f,
-            "|{:-<40}|{:->28}|{:->24}|{:->24}|{:-<21}|{:->9}|{:->9}|",
+            "|{:-<45}|{:->28}|{:->24}|{:->24}|{:-<21}|{:->9}|{:->9}|",
             "", ":", ":", ":", "", ":", ":"
         )?;
         for Row { name, samples, quiet, figures, hits } in cases {
@@ -119,7 +126,7 @@ impl fmt::Display for Report {
             let quiet = format!("{quiet}/{samples}");
             writeln!(
                 f,
-                "| {name:38} | {ns:>26} | {control:>22} | {ratio:>22} | {reference:19} | {hits:>7} | {quiet:>7} |"
+                "| {name:43} | {ns:>26} | {control:>22} | {ratio:>22} | {reference:19} | {hits:>7} | {quiet:>7} |"
             )?;
         }
         Ok(())

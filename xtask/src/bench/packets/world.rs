@@ -23,6 +23,9 @@ use super::runner::{self, Place};
 /// The node's default router, which exists only as a neighbour.
 const ROUTER: Mac = [2, 0, 0, 0, 0, 1];
 
+/// Where backends on other nodes are, of either family: more than a node's own pods.
+const BACKENDS: [&str; 2] = ["10.245.0.0/16", "fd00:10:245::/112"];
+
 /// How long an agent may take, which was built without optimisations and may have a lot to read.
 const SERVING_WITHIN: Duration = Duration::from_secs(120);
 
@@ -63,6 +66,9 @@ impl World {
             ("2001:db8:1::1".parse()?, ROUTER),
         ] {
             neighbour(&node.netns, address, mac);
+        }
+        for prefix in BACKENDS {
+            node.netns.route(&format!("{prefix} via {}", peer.ip(prefix.contains(':'))));
         }
         let manifests = Manifests::of(&cluster);
         manifests.write("services.yaml", &objects(&cluster));
