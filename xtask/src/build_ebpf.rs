@@ -1,6 +1,7 @@
 //! Builds the packet programs.
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use object::build::elf::{Builder, SectionData};
@@ -21,13 +22,15 @@ const RUSTFLAGS: &[&str] = &[
     "-Cdebuginfo=2",
 ];
 
-/// Which layout of the maps.
+/// Which programs.
 #[derive(Clone, Copy)]
 enum Variant {
-    /// The one that is shipped.
+    /// Those that are shipped.
     Current,
-    /// The one that stands for the next version, for tests of upgrades.
+    /// Those with the layout of maps that stands for the next version, for tests of upgrades.
     Next,
+    /// The benchmark's own.
+    Bench,
 }
 
 impl Variant {
@@ -36,12 +39,21 @@ impl Variant {
         match self {
             Self::Current => "lbxdp-ebpf",
             Self::Next => "lbxdp-ebpf-next",
+            Self::Bench => "lbxdp-bench-ebpf",
+        }
+    }
+
+    /// The package, and the program in it.
+    const fn package(self) -> &'static str {
+        match self {
+            Self::Current | Self::Next => "lbxdp-ebpf",
+            Self::Bench => "lbxdp-bench-ebpf",
         }
     }
 
     const fn arguments(self) -> &'static [&'static str] {
         match self {
-            Self::Current => &[],
+            Self::Current | Self::Bench => &[],
             Self::Next => &["--features", "next-layout"],
         }
     }
@@ -55,7 +67,7 @@ fn build(variant: Variant) -> Result<()> {
     let mut flags = RUSTFLAGS.to_vec();
     flags.push(&arch);
     let mut build = cargo();
-    build.args(["build", "--quiet", "--package", "lbxdp-ebpf", "--bin", "lbxdp-ebpf"]);
+    build.args(["build", "--quiet", "--package", variant.package(), "--bin", variant.package()]);
     build.args(["--release", "--target", TARGET, "-Zbuild-std=core"]);
     build.args(["--target-dir", "target/bpf-build"]).args(variant.arguments());
     build.env("RUSTC_BOOTSTRAP", "1");
@@ -66,7 +78,8 @@ fn build(variant: Variant) -> Result<()> {
     build.env_remove("RUSTFLAGS");
     util::run(&mut build)?;
 
-    let built = root().join("target/bpf-build").join(TARGET).join("release/lbxdp-ebpf");
+    let built =
+        root().join("target/bpf-build").join(TARGET).join("release").join(variant.package());
     let object = fs::read(&built).with_context(|| built.display().to_string())?;
     let object = stripped(&object).with_context(|| built.display().to_string())?;
     let dir = root().join("target/bpf");
@@ -109,4 +122,11 @@ pub fn run() -> Result<()> {
 pub fn run_next() -> Result<()> {
     step("building the packet programs with the next layout of maps");
     build(Variant::Next)
+}
+
+/// Builds the benchmark's programs, and says where they are.
+pub fn run_bench() -> Result<PathBuf> {
+    step("building the benchmark's programs");
+    build(Variant::Bench)?;
+    Ok(root().join("target/bpf").join(Variant::Bench.object()))
 }

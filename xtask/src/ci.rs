@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use crate::test;
 use crate::util::{cargo, run as run_command, step};
+use crate::{bench, test};
 
 /// The command. The tests come last, so that their count is the last line.
 pub fn run() -> Result<()> {
@@ -16,5 +16,7 @@ pub fn run() -> Result<()> {
     step("demo");
     // A process of its own: the demo cleans up after itself and ends with an exit code.
     run_command(cargo().args(["run", "--quiet", "--package", "xtask", "--", "demo"]))?;
+    step("packet benchmarks against the ratios that were checked in");
+    bench::gate()?;
     test::run_default()
 }

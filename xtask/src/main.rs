@@ -36,11 +36,11 @@ enum Task {
     Lab(lab::Command),
     /// Run every test; the last line is `N passed, N failed, N skipped`.
     Test(test::Options),
-    /// Measure: ratios of samples taken in turn, with quartiles.
+    /// Measure: what the XDP program takes for a packet, and clients on a node.
     Bench(bench::Options),
     /// Measure an agent with 10,000 Services of ten endpoints each, from a real API server.
     Scale(scale::Options),
-    /// Formatting, lints, demo and tests.
+    /// Formatting, lints, demo, packet benchmarks and tests.
     Ci,
 }
 

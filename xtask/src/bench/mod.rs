@@ -1,35 +1,64 @@
 //! Benchmarks. Every figure is a ratio of two samples that were taken one after the other in the
 //! same run: this machine is never the same twice, but it is much the same for two seconds.
 
+mod packets;
 mod sockets;
 mod stats;
 
-use anyhow::{Result, anyhow};
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 use lbxdp_tests::sweep;
-use serde::Serialize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use serde::{Deserialize, Serialize};
 
 use crate::setup;
-use crate::util::build_programs;
+use crate::util::{build_programs, root};
+use packets::Wanted;
 use stats::Quartiles;
 
 /// Options of `cargo xtask bench`.
 #[derive(Args)]
 pub struct Options {
     /// What to measure.
-    #[arg(value_enum, default_values_t = [Bench::Sockets])]
+    #[arg(value_enum, default_values_t = [Bench::Packets, Bench::Sockets])]
     benches: Vec<Bench>,
     /// Pairs of samples for each ratio.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
+    /// Of `packets`, only cases whose name contains this.
+    #[arg(long, value_name = "SUBSTRING")]
+    case: Option<String>,
+    /// Of `packets`, only the cases that CI looks at.
+    #[arg(long)]
+    short: bool,
+    /// Of `packets`, compares with what an earlier run said with --json; fails if a case is slower.
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
 }
 
+/// The ratios that CI compares with: of each kind of machine a file of what
+/// `cargo xtask bench packets --short --json` said there.
+const RATIOS: &str = "xtask/bench-ratios";
+
+/// What `--json` says.
+#[derive(Serialize, Deserialize)]
+struct Results {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    packets: Option<packets::Report>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", skip_deserializing)]
+    sockets: Vec<Comparison>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Bench {
+    /// The XDP program: nanoseconds for each packet, path by path.
+    Packets,
     /// Clients on the node: connections and bulk through a ClusterIP against the same directly.
     Sockets,
 }
@@ -87,31 +116,93 @@ impl Comparison {
 
 /// The command. Leaves nothing behind, like the demo.
 pub fn run(options: &Options) -> Result<()> {
+    let earlier = options.compare.as_deref().map(read).transpose()?;
+    let mut results = Results { packets: None, sockets: Vec::new() };
+    begin()?;
+    for bench in &options.benches {
+        match bench {
+            Bench::Packets => {
+                let wanted = Wanted {
+                    case: options.case.as_deref(),
+                    is_short: options.short,
+                    ..Wanted::default()
+                };
+                results.packets = Some(cleanly(|| packets::run(&wanted))?);
+            }
+            Bench::Sockets => results.sockets = cleanly(|| sockets::run(options.pairs))?,
+        }
+    }
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    } else {
+        print(&results);
+    }
+    match (earlier, &results.packets) {
+        (Some(earlier), Some(now)) => compare(&earlier, now),
+        _ => Ok(()),
+    }
+}
+
+/// The short form against the ratios that were checked in, as a step of CI. On a kind of machine that
+/// has none, they are only shown.
+pub fn gate() -> Result<()> {
+    begin()?;
+    let now = cleanly(|| packets::run(&Wanted { is_short: true, ..Wanted::default() }))?;
+    eprintln!("{now}");
+    let dir = root().join(RATIOS);
+    for entry in fs::read_dir(&dir).with_context(|| dir.display().to_string())? {
+        let earlier = read(&entry?.path())?;
+        if earlier.machine.is_like(&now.machine) {
+            return compare(&earlier, &now);
+        }
+    }
+    eprintln!("{RATIOS} has no machine like this one: nothing to compare with");
+    Ok(())
+}
+
+fn begin() -> Result<()> {
     setup::toolchain()?;
     setup::machine()?;
     build_programs()?;
     sweep::stale();
     sweep::on_signal();
-    let mut comparisons = Vec::new();
-    for bench in &options.benches {
-        let measure = AssertUnwindSafe(|| match bench {
-            Bench::Sockets => sockets::run(options.pairs),
-        });
-        let done = catch_unwind(measure);
-        sweep::wait_if_stopping();
-        sweep::own();
-        comparisons.extend(done.unwrap_or_else(|_| Err(anyhow!("the benchmark panicked")))?);
+    Ok(())
+}
+
+/// Runs a benchmark and removes what it made, whatever becomes of it.
+fn cleanly<T>(measure: impl FnOnce() -> Result<T>) -> Result<T> {
+    let done = catch_unwind(AssertUnwindSafe(measure));
+    sweep::wait_if_stopping();
+    sweep::own();
+    done.unwrap_or_else(|_| Err(anyhow!("the benchmark panicked")))
+}
+
+fn read(file: &Path) -> Result<packets::Report> {
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let results: Results =
+        serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+    results.packets.with_context(|| format!("{}: nothing about packets", file.display()))
+}
+
+fn compare(earlier: &packets::Report, now: &packets::Report) -> Result<()> {
+    let comparison = packets::Comparison::of(earlier, now);
+    eprintln!("{comparison}");
+    let regressions = comparison.regressions();
+    ensure!(regressions.is_empty(), "worse than before: {}", regressions.join(", "));
+    Ok(())
+}
+
+fn print(results: &Results) {
+    if let Some(packets) = &results.packets {
+        println!("{packets}");
     }
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&comparisons)?);
-        return Ok(());
+    if !results.sockets.is_empty() {
+        println!("median (first to third quartile)\n");
     }
-    println!("median (first to third quartile)\n");
-    for Comparison { name, unit, reference, measured, ratio, pairs } in &comparisons {
+    for Comparison { name, unit, reference, measured, ratio, pairs } in &results.sockets {
         println!("{name}, {pairs} pairs");
         println!("  reference  {reference:.0} {unit}");
         println!("  measured   {measured:.0} {unit}");
         println!("  ratio      {ratio:.3}\n");
     }
-    Ok(())
 }

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Median and quartiles, linearly interpolated.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quartiles {
     /// A quarter of the samples is below.
     pub q1: f64,
@@ -26,6 +26,11 @@ impl Quartiles {
             low + (high - low) * place.fract()
         };
         Self { q1: at(1), median: at(2), q3: at(3) }
+    }
+
+    /// Each of them after `change`.
+    pub fn map(self, change: impl Fn(f64) -> f64) -> Self {
+        Self { q1: change(self.q1), median: change(self.median), q3: change(self.q3) }
     }
 }
 
