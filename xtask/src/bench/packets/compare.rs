@@ -12,7 +12,7 @@ use crate::bench::stats::Quartiles;
 
 /// How much beyond the earlier third quartile a median may be.
 const BAND: f64 = 0.10;
-/// How much smaller the share of packets that meet their flow may be.
+/// How much smaller the share of packets that meet their flow may be, where it was next to all.
 const FEWER_HITS: f64 = 0.005;
 
 /// What became of a case.
@@ -68,6 +68,8 @@ impl Comparison {
 fn change(earlier: &Row, now: &Row) -> Change {
     if let (Some(earlier), Some(now)) = (earlier.hits, now.hits)
         && now < earlier - FEWER_HITS
+        // What is left beside a flood is a matter of chance.
+        && earlier > 1.0 - FEWER_HITS
     {
         return Change::FewerHits;
     }
@@ -167,5 +169,6 @@ mod tests {
         let hits = |hits| Row { hits: Some(hits), ..row(10.0, None) };
         assert_eq!(change(&hits(1.0), &hits(0.996)), Change::Same);
         assert_eq!(change(&hits(1.0), &hits(0.99)), Change::FewerHits);
+        assert_eq!(change(&hits(0.6), &hits(0.5)), Change::Same);
     }
 }
