@@ -20,6 +20,17 @@ pub struct FlowKey<A> {
     pub _pad: [u8; 3],
 }
 
+impl<A> FlowKey<A> {
+    /// Says which protocol it is. One store: bytes one by one would be a call for the compiler of
+    /// the packet programs.
+    #[inline(always)]
+    pub fn set_protocol(&mut self, protocol: u8) {
+        let word = (&raw mut self.protocol).cast::<[u8; 4]>().cast::<u32>();
+        // SAFETY: the number and the three bytes behind it, which begin at a multiple of four.
+        unsafe { word.write(u32::from_ne_bytes([protocol, 0, 0, 0])) };
+    }
+}
+
 /// Where an entry may be used. A packet that meets an entry at another hook passes untouched, so
 /// that a reply forged outside the node cannot borrow the translation of a local backend's.
 #[repr(u8)]

@@ -6,13 +6,13 @@ pub mod socket;
 pub mod tc;
 pub mod xdp;
 
-use lbxdp_common::{Counter, DropReason, Flow};
+use lbxdp_common::{AddressFlags, Counter, DropReason, Flow};
 
 use crate::{
     family::Family,
     icmp, ingress,
     lookup::count,
-    packet::{Packet, Pair, read},
+    packet::{Aligned, Packet, Pair, read_words},
     parse::{Kind, Segment},
     rewrite::Rewriter,
     work::Work,
@@ -41,10 +41,27 @@ pub enum Outcome {
     Drop(DropReason),
 }
 
-/// Starts on the packet whose IP header is at `l3`: its addresses are all that most packets need.
+/// Starts on the packet whose IP header is at `l3`, if its destination concerns the programs: most
+/// packets' does not, and they need no more than that one lookup.
+#[inline(always)]
+fn arrive<F: Family, P: Packet>(
+    packet: &P,
+    l3: usize,
+) -> Option<(&'static mut Work<F::Addr>, AddressFlags)> {
+    let Aligned(addresses) = &read_words::<Pair<F::Addr>, P>(packet, l3 + F::SRC_OFFSET)?;
+    let address = ingress::destination::<F>(&addresses.dst)?;
+    Some((start::<F>(addresses, l3)?, address))
+}
+
+/// Starts on the packet whose IP header is at `l3`, wherever it goes.
 #[inline(always)]
 fn begin<F: Family, P: Packet>(packet: &P, l3: usize) -> Option<&'static mut Work<F::Addr>> {
-    let addresses: Pair<F::Addr> = read(packet, l3 + F::SRC_OFFSET)?;
+    let Aligned(addresses) = &read_words::<Pair<F::Addr>, P>(packet, l3 + F::SRC_OFFSET)?;
+    start::<F>(addresses, l3)
+}
+
+#[inline(always)]
+fn start<F: Family>(addresses: &Pair<F::Addr>, l3: usize) -> Option<&'static mut Work<F::Addr>> {
     let work = F::work()?;
     work.segment.set_l3(l3);
     work.segment.key.src = addresses.src;

@@ -40,20 +40,26 @@ use lookup::count;
 use packet::{sent::SentPacket, skb::SkbPacket, xdp::XdpPacket};
 use sock_addr::{Call, Sock};
 
+// The entries are inlined into what their macros make of them: a call costs as much as a lookup in
+// an array.
+
 /// XDP for frames of one or more buffers (an MTU larger than a page). Linux 5.18.
 #[xdp(frags)]
+#[inline(always)]
 pub fn lbxdp_xdp_frags(ctx: XdpContext) -> u32 {
     frame(ctx)
 }
 
 /// XDP for frames of one buffer, for kernels and drivers that know no other.
 #[xdp]
+#[inline(always)]
 pub fn lbxdp_xdp(ctx: XdpContext) -> u32 {
     frame(ctx)
 }
 
 /// tc ingress.
 #[classifier]
+#[inline(always)]
 pub fn lbxdp_ingress(ctx: TcContext) -> i32 {
     let packet = SkbPacket { ctx };
     tc_action(&packet, hooks::tc::handle(&packet))
@@ -61,6 +67,7 @@ pub fn lbxdp_ingress(ctx: TcContext) -> i32 {
 
 /// tc egress.
 #[classifier]
+#[inline(always)]
 pub fn lbxdp_egress(ctx: TcContext) -> i32 {
     let packet = SkbPacket { ctx };
     egress_action(&packet, hooks::egress::handle(&packet))
@@ -68,6 +75,7 @@ pub fn lbxdp_egress(ctx: TcContext) -> i32 {
 
 /// tc ingress of a pod's device.
 #[classifier]
+#[inline(always)]
 pub fn lbxdp_pod_ingress(ctx: TcContext) -> i32 {
     let packet = SkbPacket { ctx };
     tc_action(&packet, hooks::pod::ingress(&packet))
@@ -75,6 +83,7 @@ pub fn lbxdp_pod_ingress(ctx: TcContext) -> i32 {
 
 /// tc egress of a pod's device.
 #[classifier]
+#[inline(always)]
 pub fn lbxdp_pod_egress(ctx: TcContext) -> i32 {
     let packet = SkbPacket { ctx };
     egress_action(&packet, hooks::pod::egress(&packet))

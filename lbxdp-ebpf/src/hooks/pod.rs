@@ -7,7 +7,7 @@ use lbxdp_common::{DropReason, Hook};
 use super::{Outcome, egress, rewrite, tc, up};
 use crate::{
     family::{Family as _, V4, V6},
-    icmp, ingress,
+    icmp,
     lookup::fragment,
     packet::{Packet as _, skb::SkbPacket},
     parse::ethernet,
@@ -43,8 +43,7 @@ pub fn egress(packet: &SkbPacket) -> Outcome {
 
 #[inline(always)]
 fn request<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
-    let Some(work) = super::begin::<F, _>(packet, l3) else { return Outcome::Pass };
-    let Some(address) = ingress::destination::<F>(&work.segment.key.dst) else {
+    let Some((work, address)) = super::arrive::<F, _>(packet, l3) else {
         return Outcome::Pass;
     };
     // Whose hardware address it is does not matter: where the device is a port of a bridge, it is

@@ -37,8 +37,7 @@ pub fn handle(packet: &SkbPacket) -> Outcome {
 
 #[inline(always)]
 fn serve<F: icmp::Protocol>(packet: &SkbPacket, l3: usize) -> Outcome {
-    let Some(work) = super::begin::<F, _>(packet, l3) else { return Outcome::Pass };
-    let Some(address) = ingress::destination::<F>(&work.segment.key.dst) else {
+    let Some((work, address)) = super::arrive::<F, _>(packet, l3) else {
         return Outcome::Pass;
     };
     if !packet.is_for_host() {

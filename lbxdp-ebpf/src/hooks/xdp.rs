@@ -32,8 +32,7 @@ pub fn handle(packet: &XdpPacket) -> Outcome {
 
 #[inline(always)]
 fn serve<F: icmp::Protocol>(packet: &XdpPacket, frame: &Frame) -> Outcome {
-    let Some(work) = super::begin::<F, _>(packet, frame.l3) else { return Outcome::Pass };
-    let Some(address) = ingress::destination::<F>(&work.segment.key.dst) else {
+    let Some((work, address)) = super::arrive::<F, _>(packet, frame.l3) else {
         return Outcome::Pass;
     };
     let ifindex = packet.ctx.ingress_ifindex() as u32;

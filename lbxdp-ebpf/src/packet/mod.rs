@@ -1,5 +1,7 @@
 //! Packet bytes: the one unsafe accessor, and the contexts it works on.
 
+use core::mem::MaybeUninit;
+
 pub mod sent;
 pub mod skb;
 #[cfg(test)]
@@ -79,6 +81,32 @@ pub fn read<T: Wire, P: Packet>(packet: &P, offset: usize) -> Option<T> {
     // SAFETY: `locate` found `size_of::<T>()` bytes there, `T` is valid for any of them, and
     // nothing else holds a reference into the packet: references never leave this module.
     Some(unsafe { at.read_unaligned() })
+}
+
+/// Bytes that begin at a multiple of eight: on the stack the verifier wants words aligned, and a key
+/// of a map may be there.
+#[repr(C, align(8))]
+pub struct Aligned<T>(pub T);
+
+/// A word at any address.
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Word(u64);
+
+/// Copies what consists of words out of the packet, word by word: left to itself, the compiler
+/// moves bytes of a type that is not aligned one at a time. `None` where the bytes are not there.
+#[inline(always)]
+pub fn read_words<T: Wire, P: Packet>(packet: &P, offset: usize) -> Option<Aligned<T>> {
+    const { assert!(size_of::<T>().is_multiple_of(8)) };
+    let from = locate::<T, P>(packet, offset)?.cast::<Word>().cast_const();
+    let mut copy = Aligned(MaybeUninit::<T>::uninit());
+    let to = copy.0.as_mut_ptr().cast::<u64>();
+    for word in 0..size_of::<T>() / 8 {
+        // SAFETY: as in `read`, for each word. Volatile, or the words became bytes again.
+        unsafe { to.add(word).write(from.add(word).read_volatile().0) };
+    }
+    // SAFETY: every word was written, and `T` is valid for any of them.
+    Some(Aligned(unsafe { copy.0.assume_init() }))
 }
 
 /// Copies a header into the packet; `false` where there is no room for it.

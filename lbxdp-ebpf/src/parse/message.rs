@@ -48,8 +48,7 @@ fn quote<F: Family, P: Packet>(
     segment.key.src = addresses.dst;
     segment.key.src_port = u16::from_be_bytes([c, d]);
     segment.key.dst_port = u16::from_be_bytes([a, b]);
-    segment.key.protocol = protocol;
-    segment.key._pad = [0; 3];
+    segment.key.set_protocol(protocol);
     segment.quoted_l4 = l4 as u16;
     segment.header_len = header_len;
     segment.tcp_flags = 0;

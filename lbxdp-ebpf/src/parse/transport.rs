@@ -38,8 +38,7 @@ fn as_tcp(chunk: u8) -> u8 {
 pub fn later<A>(segment: &mut Segment<A>, data: usize, protocol: u8) -> Result<(), Unparsed> {
     segment.set_l4(data);
     segment.kind = Kind::Later;
-    segment.key.protocol = protocol;
-    segment.key._pad = [0; 3];
+    segment.key.set_protocol(protocol);
     segment.tcp_flags = 0;
     segment.header_len = data - segment.l3();
     if segment.len < segment.header_len {
@@ -58,8 +57,7 @@ pub fn parse<A, P: Packet>(
     protocol: u8,
 ) -> Result<(), Unparsed> {
     segment.set_l4(l4);
-    segment.key.protocol = protocol;
-    segment.key._pad = [0; 3];
+    segment.key.set_protocol(protocol);
     let l4_len = if protocol == IPPROTO_TCP {
         let header: [u8; TCP_HEADER] = read(packet, l4).ok_or(Unparsed::Malformed)?;
         segment.key.src_port = u16::from_be_bytes([header[0], header[1]]);
