@@ -3,6 +3,7 @@
 //! `resources` reads MetalLB's custom resources, `pool` checks the pools, `request` reads what a Service
 //! asks for, `allocate` decides. All of it is pure: the objects are the only state.
 
+mod advertise;
 mod allocate;
 mod ledger;
 mod pool;
@@ -15,6 +16,7 @@ mod select;
 #[cfg(test)]
 mod tests;
 
+pub use advertise::{Advertisement, Advertisements};
 pub use allocate::{Allocator, Input, Outcome};
 pub use pool::Pools;
 pub use report::{CONDITION, Condition, Counts, Decision, Event, Failure, PoolCounts, Reason};

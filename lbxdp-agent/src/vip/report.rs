@@ -1,6 +1,7 @@
 //! What a pass tells: to the authors of Services, and to those who watch pools.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use super::request::Assignment;
 use crate::source::ObjectId;
@@ -166,4 +167,10 @@ impl<T: fmt::Display> fmt::Display for Listed<'_, T> {
         }
         Ok(())
     }
+}
+
+/// "192.0.2.1 is", "192.0.2.1, 2001:db8::1 are".
+pub(super) fn are(addresses: &[IpAddr]) -> String {
+    let verb = if addresses.len() == 1 { "is" } else { "are" };
+    format!("{} {verb}", Listed(addresses))
 }
