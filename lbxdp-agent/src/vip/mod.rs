@@ -6,6 +6,7 @@
 mod advertise;
 mod allocate;
 mod ledger;
+pub mod manifest;
 mod pool;
 mod ranges;
 mod report;
@@ -15,6 +16,7 @@ pub mod resources;
 mod select;
 #[cfg(test)]
 mod tests;
+mod write;
 
 pub use advertise::{Advertisement, Advertisements};
 pub use allocate::{Allocator, Input, Outcome};
@@ -23,3 +25,4 @@ pub use report::{CONDITION, Condition, Counts, Decision, Event, Failure, PoolCou
 pub use request::{Assignment, CLASS, OLD_POOL_ANNOTATION, POOL_ANNOTATION};
 pub use reserved::Reserved;
 pub use select::Labels;
+pub use write::{State, patch};

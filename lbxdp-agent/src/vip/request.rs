@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use serde::{Deserialize, Serialize};
 
 use crate::model::{Family, Protocol};
 use crate::problem::quoted;
@@ -37,7 +38,7 @@ impl Annotation {
 }
 
 /// Addresses of a Service and the pool that they are of.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignment {
     /// At most one of each family. The first one decides which node announces them.
     pub addresses: Vec<IpAddr>,

@@ -12,6 +12,8 @@ use serde_json::Value;
 use crate::source::locate::faulty_field;
 use crate::source::unknown::unknown_fields;
 
+/// Group of everything here.
+pub const GROUP: &str = "metallb.io";
 /// Group and version of everything here.
 pub const API_VERSION: &str = "metallb.io/v1beta1";
 
@@ -121,7 +123,7 @@ macro_rules! kind {
     ($type:ty, $kind:literal, $plural:literal) => {
         impl Resource for $type {
             const API_VERSION: &'static str = API_VERSION;
-            const GROUP: &'static str = "metallb.io";
+            const GROUP: &'static str = GROUP;
             const KIND: &'static str = $kind;
             const VERSION: &'static str = "v1beta1";
             const URL_PATH_SEGMENT: &'static str = $plural;
@@ -286,5 +288,59 @@ mod tests {
     fn kinds_that_have_no_effect_are_known() {
         assert!(unsupported_kind("BGPPeer").is_some());
         assert_eq!(unsupported_kind("IPAddressPool"), None);
+    }
+    /// An object that has every field of a schema.
+    fn example(schema: &Value) -> Value {
+        match schema["type"].as_str().unwrap() {
+            "object" => {
+                let none = serde_json::Map::new();
+                let fields = schema["properties"].as_object().unwrap_or(&none).iter();
+                let mut fields: serde_json::Map<_, _> =
+                    fields.map(|(name, schema)| (name.clone(), example(schema))).collect();
+                if let Some(values) = schema.get("additionalProperties") {
+                    fields.insert("any".to_owned(), example(values));
+                }
+                fields.into()
+            }
+            "array" => json!([example(&schema["items"])]),
+            "string" => json!("x"),
+            "boolean" => json!(true),
+            "integer" => json!(1),
+            other => panic!("{other}"),
+        }
+    }
+
+    /// The definitions that the chart brings and the types here have the same fields.
+    #[test]
+    fn definitions_and_types_agree() {
+        fn check<T: DeserializeOwned + Serialize + Default + Resource>(definition: &str)
+        where
+            T: ListableResource,
+        {
+            let definition: Value = serde_saphyr::from_str(definition).unwrap();
+            let names = &definition["spec"]["names"];
+            let expected = json!({
+                "kind": T::KIND, "listKind": T::LIST_KIND, "plural": T::URL_PATH_SEGMENT,
+                "singular": T::KIND.to_lowercase(),
+            });
+            assert_eq!(names, &expected);
+            assert_eq!(definition["spec"]["group"], T::GROUP);
+            let version = &definition["spec"]["versions"][0];
+            assert_eq!(version["name"], T::VERSION);
+            let spec = example(&version["schema"]["openAPIV3Schema"]["properties"]["spec"]);
+            let object = json!({"metadata": {}, "spec": spec});
+            let Read { object, unsupported } = read::<T>(&object).unwrap();
+            assert_eq!(unsupported, Vec::<String>::new());
+            assert_eq!(serde_json::to_value(object).unwrap()["spec"], spec);
+            // What the types have and the example lacks would be null there.
+            let bare = serde_json::to_value(T::default()).unwrap();
+            let fields =
+                |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+            assert_eq!(fields(&bare["spec"]), fields(&spec));
+        }
+        check::<IpAddressPool>(include_str!("../../../deploy/helm/lbxdp/crds/ipaddresspools.yaml"));
+        check::<L2Advertisement>(include_str!(
+            "../../../deploy/helm/lbxdp/crds/l2advertisements.yaml"
+        ));
     }
 }

@@ -172,7 +172,7 @@ impl World {
                 continue;
             };
             is_changed = true;
-            write(service, &decision.assignment);
+            decision.assignment.show(service);
         }
         is_changed
     }
@@ -225,22 +225,6 @@ impl World {
         self.settle();
         self.pass().pools[&key(&format!("metallb-system/{pool}"))]
     }
-}
-
-/// As the API shows it when it is written.
-fn write(service: &mut Service, assignment: &Assignment) {
-    let ingress: Vec<Value> = assignment
-        .addresses
-        .iter()
-        .map(|addr| json!({"ip": addr.to_string(), "ipMode": "VIP"}))
-        .collect();
-    service.status = serde_json::from_value(json!({"loadBalancer": {"ingress": ingress}})).unwrap();
-    let annotations = service.metadata.annotations.get_or_insert_default();
-    annotations.remove(OLD_POOL_ANNOTATION);
-    match &assignment.pool {
-        Some(pool) => annotations.insert(POOL_ANNOTATION.to_owned(), pool.clone()),
-        None => annotations.remove(POOL_ANNOTATION),
-    };
 }
 
 /// Annotations of a Service, in the new spelling.

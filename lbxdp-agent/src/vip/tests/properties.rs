@@ -252,7 +252,7 @@ impl Both {
                 if wish.whose == Whose::Foreign {
                     // Whoever it belongs to gives it addresses of his own.
                     let theirs = Assignment { addresses: wish.wanted.clone(), pool: None };
-                    write(self.world.services.get_mut(&service).unwrap(), &theirs);
+                    theirs.show(self.world.services.get_mut(&service).unwrap());
                 }
                 match self.model.services.iter_mut().find(|(m, _)| *m == n) {
                     Some((_, known)) => *known = wish,

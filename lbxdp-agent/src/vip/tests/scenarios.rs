@@ -276,6 +276,19 @@ fn a06_the_first_address_that_is_free_or_can_be_shared_is_taken() {
 }
 
 #[test]
+fn a06_an_address_that_somebody_else_shows_as_well_is_not_shared() {
+    let mut world = World::with_pool(&[V4]);
+    world.service("x", share("k", 80));
+    world.service("foreign", json!({"spec": {"loadBalancerClass": "example.com/other"}}));
+    world.settle();
+    let same = Assignment { addresses: vec!["192.0.2.0".parse().unwrap()], pool: None };
+    same.show(world.services.get_mut("foreign").unwrap());
+    world.service("y", share("k", 81));
+    assert_eq!(world.has("y"), "192.0.2.1 of a");
+    assert_eq!(world.shows("x"), "192.0.2.0 of a");
+}
+
+#[test]
 fn a06_who_does_not_agree_any_more_moves_and_the_others_stay() {
     for changed in ["x", "y", "z"] {
         let mut world = World::with_pool(&[V4]);
@@ -646,7 +659,7 @@ fn a12_the_class_decides_whose_service_it_is() {
     assert_eq!((world.shows("foreign"), world.shows("classless")), ("".into(), "".into()));
     // What somebody else has assigned is neither touched nor given out.
     let taken = Assignment { addresses: vec!["192.0.2.1".parse().unwrap()], pool: None };
-    write(world.services.get_mut("foreign").unwrap(), &taken);
+    taken.show(world.services.get_mut("foreign").unwrap());
     world.service("next", class(CLASS));
     assert_eq!(world.has("next"), "192.0.2.2 of a");
     assert_eq!(world.shows("foreign"), "192.0.2.1");
@@ -655,7 +668,7 @@ fn a12_the_class_decides_whose_service_it_is() {
     // Adopted with the address that it has.
     let theirs =
         Assignment { addresses: vec!["192.0.2.3".parse().unwrap()], pool: Some("old".to_owned()) };
-    write(world.services.get_mut("classless").unwrap(), &theirs);
+    theirs.show(world.services.get_mut("classless").unwrap());
     assert_eq!(world.has("classless"), "192.0.2.3 of old");
     world.is_exclusive = false;
     world.restart();
@@ -690,4 +703,83 @@ fn a13_addresses_that_confuse_some_routers_are_left_out() {
     assert_fails(&mut world, "none", "avoids addresses like 192.0.3.0");
     world.service("v6", json!({"spec": {"clusterIP": "fd00::1"}}));
     assert_eq!(world.has("v6"), "2001:db8:: of a");
+}
+
+#[test]
+fn decisions_are_written_as_the_api_wants_them() {
+    let now = |n: i64| serde_json::from_value(json!(format!("2026-01-01T00:00:{n:02}Z"))).unwrap();
+    let mut world = World::with_pool(&["192.0.2.1/32"]);
+    world.service(
+        "x",
+        json!({"metadata": {
+            "resourceVersion": "7", "generation": 2, "annotations": {OLD_POOL_ANNOTATION: "z"},
+        }, "status": {"conditions": [{
+            "type": "example.com/Other", "status": "True", "reason": "R", "message": "",
+            "lastTransitionTime": "2025-01-01T00:00:00Z",
+        }]}}),
+    );
+    world.service("y", json!({}));
+    let outcome = world.pass();
+    let [x, y] = ["x", "y"].map(|name| outcome.services[&id(name)].clone());
+    let written = patch(&world.services["x"], &x, true, &now(1)).unwrap();
+    assert_eq!(written["metadata"]["resourceVersion"], "7");
+    let annotations = json!({POOL_ANNOTATION: "a", OLD_POOL_ANNOTATION: null});
+    assert_eq!(written["metadata"]["annotations"], annotations);
+    let ingress = json!([{"ip": "192.0.2.1", "ipMode": "VIP"}]);
+    assert_eq!(written["status"]["loadBalancer"]["ingress"], ingress);
+    let conditions = written["status"]["conditions"].as_array().unwrap();
+    assert_eq!(conditions.len(), 2);
+    assert_eq!(
+        conditions[1],
+        json!({
+            "type": CONDITION, "status": "True", "reason": "IPAllocated", "observedGeneration": 2,
+            "message": "192.0.2.1 of pool a", "lastTransitionTime": "2026-01-01T00:00:01Z",
+        })
+    );
+    // Without an address only the condition is to be said, and not twice.
+    let pending = patch(&world.services["y"], &y, true, &now(1)).unwrap();
+    assert_eq!(pending["status"]["loadBalancer"]["ingress"], Value::Null);
+    assert_eq!(pending["status"]["conditions"][0]["status"], "False");
+    let mut said = serde_json::to_value(&world.services["y"]).unwrap();
+    merge(&mut said, json!({"status": pending["status"], "metadata": {"generation": 3}}));
+    let said: Service = serde_json::from_value(said).unwrap();
+    assert_eq!(patch(&said, &y, true, &now(2)), None);
+    // The time is that of the change.
+    let other = Decision { failure: None, ..y };
+    let written = patch(&said, &other, true, &now(3)).unwrap();
+    let time = &written["status"]["conditions"][0]["lastTransitionTime"];
+    assert_eq!(time, "2026-01-01T00:00:03Z");
+    // A Service that has left loses the condition.
+    let gone = Decision { must_write: true, ..Decision::default() };
+    let written = patch(&said, &gone, false, &now(4)).unwrap();
+    assert_eq!(written["status"]["conditions"], json!([]));
+    assert_eq!(written["metadata"]["annotations"][POOL_ANNOTATION], Value::Null);
+}
+
+#[test]
+fn without_an_api_a_file_remembers() {
+    let mut world = World::with_pool(&["192.0.2.1-192.0.2.2"]);
+    for name in ["x", "y", "z"] {
+        world.service(name, json!({}));
+    }
+    let mut state = State::default();
+    assert!(state.update(&world.pass()));
+    let file = serde_json::to_string(&state).unwrap();
+    let mut state: State = serde_json::from_str(&file).unwrap();
+    // What others have got is not lost although one that came before them is gone.
+    world.delete("x");
+    world.restart();
+    for service in world.services.values_mut() {
+        state.show(service);
+    }
+    assert_eq!((world.shows("y"), world.shows("z")), ("192.0.2.2 of a".into(), "".into()));
+    assert!(state.update(&world.pass()));
+    for service in world.services.values_mut() {
+        state.show(service);
+    }
+    assert_eq!(
+        (world.shows("y"), world.shows("z")),
+        ("192.0.2.2 of a".into(), "192.0.2.1 of a".into())
+    );
+    assert!(!state.update(&world.pass()));
 }
