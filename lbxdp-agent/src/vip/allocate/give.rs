@@ -72,8 +72,8 @@ impl<'a> Pass<'a> {
         let (pool, addresses) = match (&request.wanted, &request.pool) {
             (Err(why), _) => return Err(why.clone()),
             (Ok(wanted), _) if !wanted.is_empty() => self.exactly(index, request, wanted)?,
-            (_, Some(name)) => self.from_named(index, request, name)?,
-            _ => self.from_any(index, request)?,
+            (_, Some(name)) => self.of_named(index, request, name)?,
+            _ => self.of_any(index, request)?,
         };
         let tenant = Tenant::new(&self.claims[index].id, request);
         for addr in &addresses {
@@ -124,7 +124,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Addresses of the pool that is asked for.
-    fn from_named(
+    fn of_named(
         &self,
         index: usize,
         request: &Request,
@@ -145,7 +145,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Addresses of the first pool that has them.
-    fn from_any(&self, index: usize, request: &Request) -> Result<(&'a str, Vec<IpAddr>), String> {
+    fn of_any(&self, index: usize, request: &Request) -> Result<(&'a str, Vec<IpAddr>), String> {
         let asker = self.claims[index].asker;
         let mut asked = Vec::new();
         for stage in &self.stages {

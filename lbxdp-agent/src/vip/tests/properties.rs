@@ -30,11 +30,20 @@ enum Op {
     DropPool(usize),
     /// A node comes to have an address, or has it no more.
     Node(u8),
-    /// The agent starts again.
+}
+
+/// What the agent does then.
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    /// Whatever there is to do.
+    Settle,
+    /// It starts again first.
     Restart,
+    /// Nothing yet.
+    Nothing,
     /// A pass of which nothing is to be seen yet.
     Lag,
-    /// A pass of which only some writes are done, then the agent starts again.
+    /// A pass of which only some writes are done, then it starts again.
     Crash(u8),
 }
 
@@ -85,9 +94,16 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..POOLS, pool()).prop_map(|(n, pool)| Op::Pool(n, pool)),
         1 => (0..POOLS).prop_map(Op::DropPool),
         1 => (0..ADDRESSES).prop_map(Op::Node),
-        1 => Just(Op::Restart),
-        2 => Just(Op::Lag),
-        2 => any::<u8>().prop_map(Op::Crash),
+    ]
+}
+
+fn then() -> impl Strategy<Value = Then> {
+    prop_oneof![
+        6 => Just(Then::Settle),
+        1 => Just(Then::Restart),
+        1 => Just(Then::Nothing),
+        3 => Just(Then::Lag),
+        3 => any::<u8>().prop_map(Then::Crash),
     ]
 }
 
@@ -286,12 +302,21 @@ impl Both {
                     self.world.reserved.nodes.insert(addr, "n".to_owned());
                 }
             }
-            Op::Restart => self.restart(),
-            Op::Lag => {
-                self.pass();
-                return;
+        }
+    }
+
+    fn go_on(&mut self, then: Then) {
+        match then {
+            Then::Settle => self.settle(),
+            Then::Restart => {
+                self.restart();
+                self.settle();
             }
-            Op::Crash(which) => {
+            Then::Nothing => {}
+            Then::Lag => {
+                self.pass();
+            }
+            Then::Crash(which) => {
                 let mut outcome = self.pass();
                 let mut index = 0;
                 outcome.services.retain(|_, _| {
@@ -300,17 +325,18 @@ impl Both {
                 });
                 self.world.carry_out(&outcome);
                 self.restart();
-                return;
             }
         }
-        self.settle();
     }
 }
 
 /// All of it, then once more from what the objects show: nothing is to be done.
-fn run(ops: Vec<Op>) {
+fn run(steps: Vec<(Op, Then)>) {
     let mut both = Both::default();
-    ops.into_iter().for_each(|op| both.apply(op));
+    for (op, then) in steps {
+        both.apply(op);
+        both.go_on(then);
+    }
     both.settle();
     both.restart();
     let outcome = both.pass();
@@ -324,7 +350,7 @@ fn cases(default: u32) -> u32 {
 
 fn check(cases: u32) {
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
-    proptest!(config, |(ops in vec(op(), 1..25))| run(ops));
+    proptest!(config, |(steps in vec((op(), then()), 1..25))| run(steps));
 }
 
 #[test]
