@@ -208,7 +208,7 @@ mod tests {
             (json!({"serviceSelectors": select("mail")}), "a", false, false),
             (json!({}), "c", false, false),
         ] {
-            let all = advertisements(&[spec.clone()]).0;
+            let all = advertisements(std::slice::from_ref(&spec)).0;
             let pools = pools();
             let found = all.of(pool, &pools, &web, is_shared).count();
             assert_eq!(found, usize::from(expected), "{spec} {pool}");

@@ -8,10 +8,10 @@ use super::reserved::Reserved;
 use super::resources::{IpAddressPool, Read};
 use super::select::{Labels, Selectors};
 use crate::model::{Family, Reason};
-use crate::problem::{Problems, quoted};
+use crate::problem::{Problems, Reporter, quoted};
 use crate::source::Sourced;
 
-/// Every pool, the oldest first.
+/// Every pool: first those that give something out, then the others; the oldest first.
 ///
 /// A pool that is refused gives nothing out any more. What it covers stays with those who have it: a
 /// mistake in a pool must not take anybody's address away.
@@ -110,16 +110,16 @@ impl Pools {
             pool.read_ranges(object, &mut report);
             pool.read_audience(object, &mut report);
             pool.compare(&reserved, &taken, &mut report);
-            let older = all.iter().filter(|older| older.refused.is_none());
+            let mut older = all.iter().filter(|older| older.refused.is_none());
             let refusal = if !namespaces.is_empty() && !namespaces.contains(&pool.namespace) {
                 let ours: Vec<_> = namespaces.iter().map(String::as_str).collect();
                 Some(("metadata.namespace", format!("pools are read from {}", ours.join(", "))))
-            } else if let Some(twin) = all.iter().find(|older| older.name == pool.name) {
+            } else if let Some(twin) = older.clone().find(|older| older.name == pool.name) {
                 let message =
                     format!("namespace {} has an older pool of that name", twin.namespace);
                 Some(("metadata.name", message))
             } else {
-                older.into_iter().find_map(|older| {
+                older.find_map(|older| {
                     let first = older.set.and(&pool.set).first()?;
                     let message = format!("the older pool {} has {first} as well", older.name);
                     Some(("spec.addresses", message))
@@ -132,6 +132,7 @@ impl Pools {
             }
             all.push(pool);
         }
+        all.sort_by_key(|pool| pool.refused.is_some());
         Self { all, reserved, taken }
     }
 
@@ -140,7 +141,7 @@ impl Pools {
         self.all.is_empty()
     }
 
-    /// The oldest first.
+    /// In order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Pool> {
         self.all.iter()
     }
@@ -192,7 +193,7 @@ impl Pool {
         }
     }
 
-    fn read_ranges(&mut self, object: &IpAddressPool, report: &mut crate::problem::Reporter<'_>) {
+    fn read_ranges(&mut self, object: &IpAddressPool, report: &mut Reporter<'_>) {
         let written = &object.spec.addresses;
         if written.is_empty() {
             report.error("spec.addresses", "empty: there is nothing to give out");
@@ -217,7 +218,7 @@ impl Pool {
         }
     }
 
-    fn read_audience(&mut self, object: &IpAddressPool, report: &mut crate::problem::Reporter<'_>) {
+    fn read_audience(&mut self, object: &IpAddressPool, report: &mut Reporter<'_>) {
         let Some(written) = &object.spec.service_allocation else { return };
         let field = |name: &str| format!("spec.serviceAllocation.{name}");
         let namespaces = written.namespaces.as_deref().unwrap_or_default();
@@ -240,13 +241,10 @@ impl Pool {
     }
 
     /// Reports what of it is somebody else's.
-    fn compare(
-        &self,
-        reserved: &Reserved,
-        taken: &AddressSet,
-        report: &mut crate::problem::Reporter<'_>,
-    ) {
-        let Some(first) = self.set.and(taken).first() else { return };
+    fn compare(&self, reserved: &Reserved, taken: &AddressSet, report: &mut Reporter<'_>) {
+        if self.set.and(taken).first().is_none() {
+            return;
+        }
         let nodes: Vec<_> = reserved.nodes.iter().filter(|(addr, _)| self.covers(**addr)).collect();
         let field = "spec.addresses";
         let mut report = report.because(Reason::AddressConflict);
@@ -259,16 +257,16 @@ impl Pool {
             report.warning(field, message);
         }
         let others = Reserved { nodes: Default::default(), ..reserved.clone() };
+        let set = others.set();
         for range in &self.ranges {
             let own = AddressSet::from_iter([range.clone()]);
-            if let Some(first) = own.and(&others.set()).first()
+            if let Some(first) = own.and(&set).first()
                 && let Some(owner) = others.owner(first)
             {
                 let message = format!("{range} has {first}, which is {owner}: not given out");
                 report.warning(field, message);
             }
         }
-        debug_assert!(self.covers(first));
     }
 
     /// Whether an address lies in one of its ranges.

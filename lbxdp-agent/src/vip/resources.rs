@@ -313,10 +313,7 @@ mod tests {
     /// The definitions that the chart brings and the types here have the same fields.
     #[test]
     fn definitions_and_types_agree() {
-        fn check<T: DeserializeOwned + Serialize + Default + Resource>(definition: &str)
-        where
-            T: ListableResource,
-        {
+        fn check<T: DeserializeOwned + Serialize + Default + ListableResource>(definition: &str) {
             let definition: Value = serde_saphyr::from_str(definition).unwrap();
             let names = &definition["spec"]["names"];
             let expected = json!({

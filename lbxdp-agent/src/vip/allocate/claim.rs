@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use super::super::pool::Asker;
 use super::super::request::{Assignment, Request, Role, Unanswerable};
 use super::super::select::Labels;
-use super::{Decided, Input};
+use super::{Decided, Input, Version};
 use crate::source::{Kind, ObjectId};
 
 /// A Service, what it asks for and what it has.
@@ -37,7 +37,7 @@ impl<'a> Claim<'a> {
         let metadata = &service.metadata;
         let id = ObjectId::of(Kind::Service, metadata);
         let shown = Assignment::shown(service);
-        let decided = decided.get(&id).filter(|decided| decided.uid == metadata.uid);
+        let decided = decided.get(&id).filter(|decided| decided.version == Version::of(service));
         let held = decided.map_or_else(|| shown.clone(), |decided| decided.assignment.clone());
         let namespace = metadata.namespace.as_deref().unwrap_or_default();
         Self {

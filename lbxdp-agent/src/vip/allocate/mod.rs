@@ -14,6 +14,7 @@ mod pass;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use self::claim::Claim;
 use self::pass::Pass;
@@ -51,7 +52,8 @@ pub struct Outcome {
 /// Decides, and remembers what its decisions are until the objects show them.
 ///
 /// A status that is written comes back by the watch a little later. A pass in between must not take
-/// the Service for one that has nothing.
+/// the Service for one that has nothing. A decision is about one version of an object: its write names
+/// that version, and is refused by the API once there is another one.
 #[derive(Debug, Default)]
 pub struct Allocator {
     decided: BTreeMap<ObjectId, Decided>,
@@ -59,9 +61,22 @@ pub struct Allocator {
 
 #[derive(Debug)]
 struct Decided {
-    /// Of the Service: one that was deleted and made again is another one.
-    uid: Option<String>,
+    version: Version,
     assignment: Assignment,
+}
+
+/// Which object, and which version of it.
+#[derive(Debug, PartialEq, Eq)]
+struct Version {
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
+
+impl Version {
+    fn of(service: &Service) -> Self {
+        let ObjectMeta { uid, resource_version, .. } = &service.metadata;
+        Self { uid: uid.clone(), resource_version: resource_version.clone() }
+    }
 }
 
 impl Allocator {
@@ -77,8 +92,8 @@ impl Allocator {
         for claim in &claims {
             let Some(decision) = outcome.services.get(&claim.id) else { continue };
             if decision.must_write {
-                let uid = claim.service.metadata.uid.clone();
-                let decided = Decided { uid, assignment: decision.assignment.clone() };
+                let version = Version::of(claim.service);
+                let decided = Decided { version, assignment: decision.assignment.clone() };
                 self.decided.insert(claim.id.clone(), decided);
             }
         }

@@ -117,7 +117,7 @@ impl World {
         let mut service = json!({
             "metadata": {
                 "namespace": namespace, "name": short, "uid": uid, "creationTimestamp": created,
-                "annotations": annotations,
+                "resourceVersion": now, "annotations": annotations,
             },
             "spec": {
                 "type": "LoadBalancer", "clusterIP": "10.96.0.1",
@@ -173,6 +173,8 @@ impl World {
             };
             is_changed = true;
             decision.assignment.show(service);
+            self.clock += 1;
+            service.metadata.resource_version = Some(format!("written-{}", self.clock));
         }
         is_changed
     }

@@ -216,7 +216,7 @@ impl Model {
         let mut best: Option<(usize, usize)> = None;
         let is_noted = |pool: usize| held.pool.as_deref() == Some(&name(pool));
         let mut pools: Vec<_> = self.pools.iter().collect();
-        pools.sort_by_key(|(pool, _)| !is_noted(*pool));
+        pools.sort_by_key(|(pool, _)| (!is_noted(*pool), self.is_refused(*pool)));
         for (pool, says) in pools {
             if wish.pool.is_some_and(|wanted| wanted != *pool) || !says.admits(n) {
                 continue;
@@ -278,8 +278,11 @@ impl Model {
             if wanted != families.into_iter().collect() {
                 return Assignment::default();
             }
-            // The oldest pool that has them, or the one that is asked for, and no other one.
-            let pool = self.pools.iter().map(|(pool, _)| *pool).find(|pool| {
+            // The oldest pool that has them, or the one that is asked for, and no other one. One
+            // that gives nothing out is looked at last.
+            let mut pools: Vec<usize> = self.pools.iter().map(|(pool, _)| *pool).collect();
+            pools.sort_by_key(|pool| self.is_refused(*pool));
+            let pool = pools.into_iter().find(|pool| {
                 let all = self.pool(*pool).unwrap().addresses();
                 wish.pool.is_none_or(|asked| asked == *pool)
                     && wish.wanted.iter().all(|addr| all.contains(addr))

@@ -136,7 +136,7 @@ fn described(n: usize, wish: &Wish) -> Value {
     }
     if let Some(key) = wish.key {
         // Both prefixes mean the same.
-        let prefix = if n % 3 == 0 { "metallb.universe.tf" } else { "metallb.io" };
+        let prefix = if n.is_multiple_of(3) { "metallb.universe.tf" } else { "metallb.io" };
         annotations.insert(format!("{prefix}/allow-shared-ip"), format!("k{key}"));
     }
     json!({
@@ -145,7 +145,7 @@ fn described(n: usize, wish: &Wish) -> Value {
             "type": if wish.whose == Whose::Plain { "ClusterIP" } else { "LoadBalancer" },
             "loadBalancerClass": match wish.whose {
                 Whose::Foreign => json!("example.com/other"),
-                _ if n % 2 == 0 => json!(CLASS),
+                _ if n.is_multiple_of(2) => json!(CLASS),
                 _ => Value::Null,
             },
             "clusterIP": ips[0], "clusterIPs": ips, "ipFamilyPolicy": policy,
@@ -270,6 +270,8 @@ impl Both {
                     let theirs = Assignment { addresses: wish.wanted.clone(), pool: None };
                     theirs.show(self.world.services.get_mut(&service).unwrap());
                 }
+                // What was decided about what it was before is refused when it is written.
+                self.model.decided.remove(&n);
                 match self.model.services.iter_mut().find(|(m, _)| *m == n) {
                     Some((_, known)) => *known = wish,
                     None => self.model.services.push((n, wish)),

@@ -581,6 +581,11 @@ fn a11_overlapping_pools_and_wrong_namespaces_are_refused() {
     let expected = "IPAddressPool shop/a: metadata.namespace: pools are read from metallb-system: \
                     nothing is given out of this pool";
     assert_eq!(world.problems(), [expected]);
+    // It is not in the way of one that is where it should be.
+    world.pool("a", json!({"addresses": ["192.0.2.0/31"]}));
+    world.service("x", annotated(&[("address-pool", "a"), ("loadBalancerIPs", "192.0.2.1")]));
+    assert_eq!(world.has("x"), "192.0.2.1 of a");
+    assert_eq!(world.problems(), [expected]);
     // Two of one name: nobody knows which one is asked for.
     let mut world = World::with_pool(&[V4]);
     world.pool("shop/a", json!({"addresses": ["198.51.100.0/30"]}));
