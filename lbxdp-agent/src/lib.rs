@@ -39,3 +39,4 @@ pub mod table;
 pub mod take_over;
 pub mod udp;
 pub mod view;
+pub mod vip;

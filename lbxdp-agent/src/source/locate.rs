@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 ///
 /// Decodes the object again with one branch left at a time. That needs no second decoder, and
 /// works because k8s-openapi lets absent fields be absent; it costs time only for broken objects.
-pub(super) fn faulty_field<T: DeserializeOwned>(object: &Value) -> String {
+pub(crate) fn faulty_field<T: DeserializeOwned>(object: &Value) -> String {
     let mut path = String::new();
     let mut branch = Vec::new();
     let mut at = object;

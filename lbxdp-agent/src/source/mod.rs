@@ -4,10 +4,10 @@
 mod documents;
 mod files;
 pub mod kube;
-mod locate;
+pub(crate) mod locate;
 pub mod manifests;
 mod parse;
-mod unknown;
+pub(crate) mod unknown;
 mod watch;
 
 use std::fmt;

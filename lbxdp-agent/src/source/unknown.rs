@@ -7,7 +7,7 @@ use serde_json::Value;
 const MOST: usize = 20;
 
 /// Paths of fields that were `written` and are not among those `read`.
-pub(super) fn unknown_fields(written: &Value, read: &Value) -> Vec<String> {
+pub(crate) fn unknown_fields(written: &Value, read: &Value) -> Vec<String> {
     let mut found = Vec::new();
     compare(written, read, "", &mut found);
     found
