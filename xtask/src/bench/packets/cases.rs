@@ -324,7 +324,8 @@ fn here(world: &World, kind: &Kind) -> Result<Case> {
         flows: kind.flows,
         before: Before::Established,
         verdicts: &[XDP_PASS],
-        shares: vec![Share::all(&["flow_hit"]), Share::all(&["passed_local"])],
+        shares: vec![met(kind), Share::all(&["passed_local"])],
+        may_count_others: kind.flows > 1,
         output: Output::Packet { packet: Packet { dst, ..packet.clone() }, any_backend: false },
         reference: kind.reference("dnat-flow"),
         ..Case::new(kind.subject(), packet)
@@ -340,11 +341,8 @@ fn new_here(world: &World, kind: &Kind) -> Result<Case> {
         next: 1,
         packets: 2_000,
         limit: 30,
-        shares: vec![
-            Share::nearly_all(&["flow_new"]),
-            Share::nearly_all(&["passed_local"]),
-            Share::at_most_all(GAPS),
-        ],
+        shares: vec![Share::nearly_all(&["flow_new"]), Share::nearly_all(&["passed_local"])],
+        may_count_others: true,
         reference: kind.reference("snat-fib"),
         ..here(world, kind)?
     })
@@ -358,7 +356,8 @@ fn away(world: &World, kind: &Kind) -> Result<Case> {
         flows: kind.flows,
         before: Before::Established,
         verdicts: FORWARDED,
-        shares: vec![Share::all(&["flow_hit"]), Share::all(LEFT)],
+        shares: vec![met(kind), Share::all(LEFT)],
+        may_count_others: kind.flows > 1,
         output: translated(world, kind, &packet),
         reference: kind.reference("snat-fib"),
         ..Case::new(kind.subject(), packet)
@@ -413,11 +412,8 @@ fn created(world: &World, kind: &Kind, port: u16, before: Before) -> Result<Case
         filler,
         // The last one may be one of the few that find no port.
         verdicts: &[XDP_TX, XDP_REDIRECT, XDP_DROP],
-        shares: vec![
-            Share::nearly_all(&["flow_new"]),
-            Share::nearly_all(LEFT),
-            Share::at_most_all(GAPS),
-        ],
+        shares: vec![Share::nearly_all(&["flow_new"]), Share::nearly_all(LEFT)],
+        may_count_others: true,
         output: translated(world, kind, &packet),
         reference: kind.reference("snat-fib"),
         ..Case::new(kind.subject(), packet)
@@ -454,12 +450,7 @@ fn flooded(world: &World, kind: &Kind) -> Result<Case> {
         // Each round finds fewer of them: what is compared has to have seen as many.
         limit: 100,
         // How many hit is a result.
-        shares: vec![
-            Share::at_most_all(&["flow_hit", "flow_new"]),
-            Share::at_most_all(&["flow_midstream"]),
-            Share::nearly_all(LEFT),
-            Share::at_most_all(GAPS),
-        ],
+        shares: vec![Share::nearly_all(LEFT)],
         ..away(world, kind)?
     })
 }
@@ -477,11 +468,7 @@ fn scarce(world: &World, kind: &Kind) -> Result<Case> {
     Ok(Case {
         packets: 16,
         limit: 100,
-        shares: vec![
-            Share::all(&["flow_new", "snat_ports_exhausted"]),
-            Share::at_most_all(LEFT),
-            Share::at_most_all(GAPS),
-        ],
+        shares: vec![Share::all(&["flow_new", "snat_ports_exhausted"])],
         output: Output::Other,
         ..created(world, kind, SCARCE, Before::Created(ports * 988 / 1_000))?
     })
@@ -492,6 +479,7 @@ fn none_left(world: &World, kind: &Kind) -> Result<Case> {
     Ok(Case {
         verdicts: &[XDP_DROP],
         shares: vec![Share::all(&["snat_ports_exhausted"])],
+        may_count_others: false,
         output: Output::Same,
         ..created(world, kind, NONE_LEFT, Before::Exhausted)?
     })
@@ -501,9 +489,11 @@ fn none_left(world: &World, kind: &Kind) -> Result<Case> {
 const FORWARDED: &[u32] = &[XDP_TX, XDP_REDIRECT];
 /// What it counts.
 const LEFT: &[&str] = &["transmitted", "redirected"];
-/// What a full table counts now and then: it evicts half a flow, and an entry's time is over.
-const GAPS: &[&str] =
-    &["snat_ports_exhausted", "flow_restored", "flow_broken", "flow_expired", "port_changed"];
+/// A packet meets its flow. Of many, a table may have lost some, for want of room in the right place:
+/// the report says how many.
+fn met(kind: &Kind) -> Share {
+    if kind.flows == 1 { Share::all(&["flow_hit"]) } else { Share::nearly_all(&["flow_hit"]) }
+}
 
 fn choice(kind: &Kind) -> Choice {
     if kind.flows == 1 { Choice::One } else { Choice::Random }
