@@ -17,7 +17,11 @@ use super::world::{
 #[ignore = "needs root and Go"]
 fn a_deployment_is_scaled_up_to_nothing_and_up_again() {
     let Some(lab) = share() else { return };
-    let _applied = Applied::new(&lab, vec![web("scaled", 1), service("scaled", 61)]);
+    let mut scaled = web("scaled", 1);
+    // Fifty of them have to find room.
+    scaled["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] =
+        json!("20m");
+    let _applied = Applied::new(&lab, vec![scaled, service("scaled", 61)]);
     let asked = [
         (Origin::Client, target("203.0.113.61", 80)),
         (Origin::Client, target("2001:db8:ff::61", 80)),
