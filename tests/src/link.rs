@@ -165,9 +165,7 @@ impl Netns {
     pub fn vxlan_peer(&self, name: &str, peer: &VxlanPeer) {
         let VxlanPeer { underlay, mac, overlay } = peer;
         self.exec(&format!("bridge fdb append {mac} dev {name} dst {underlay} self permanent"));
-        self.ip_batch(overlay.iter().map(|address| {
-            format!("neigh replace {address} lladdr {mac} dev {name} nud permanent")
-        }));
+        self.ip_batch(overlay.iter().map(|address| neighbour_line(name, *address, mac)));
     }
 
     /// Sends what a learning VXLAN device does not know to this underlay address.
@@ -177,6 +175,11 @@ impl Netns {
             "bridge fdb append 00:00:00:00:00:00 dev {name} dst {underlay} self permanent"
         ));
     }
+}
+
+/// One line for [`Netns::ip_batch`] that adds a neighbour which is never asked again.
+pub fn neighbour_line(device: &str, address: IpAddr, mac: &str) -> String {
+    format!("neigh replace {address} lladdr {mac} dev {device} nud permanent")
 }
 
 /// One line for [`Netns::ip_batch`] that adds an address.

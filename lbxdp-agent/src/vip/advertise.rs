@@ -152,10 +152,7 @@ mod tests {
     use super::*;
     use crate::vip::Reserved;
     use crate::vip::resources::read;
-
-    fn labels(pairs: &[(&str, &str)]) -> Labels {
-        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
-    }
+    use crate::vip::tests::labels;
 
     /// Pools "a" with label `x=1` and "b".
     fn pools() -> Pools {

@@ -65,10 +65,7 @@ mod tests {
 
     use super::*;
     use crate::problem::Problems;
-
-    fn labels(pairs: &[(&str, &str)]) -> Labels {
-        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
-    }
+    use crate::vip::tests::labels;
 
     #[test]
     fn one_of_the_list_must_match() {

@@ -98,15 +98,16 @@ impl State {
     /// Makes a Service show what it has. Whatever its file says of that is a copy from elsewhere.
     pub fn show(&self, service: &mut Service) {
         let none = Assignment::default();
-        self.services.get(&key(&service.metadata)).unwrap_or(&none).show(service);
+        let id = ObjectId::of(Kind::Service, &service.metadata);
+        self.services.get(&key(&id)).unwrap_or(&none).show(service);
     }
 
     /// Takes decisions over; `false` if they change nothing.
     pub fn update(&mut self, outcome: &Outcome) -> bool {
         let mut services = BTreeMap::new();
-        for (ObjectId { namespace, name, .. }, decision) in &outcome.services {
+        for (id, decision) in &outcome.services {
             if !decision.assignment.addresses.is_empty() {
-                services.insert(format!("{namespace}/{name}"), decision.assignment.clone());
+                services.insert(key(id), decision.assignment.clone());
             }
         }
         let is_changed = services != self.services;
@@ -115,7 +116,6 @@ impl State {
     }
 }
 
-fn key(metadata: &meta::ObjectMeta) -> String {
-    let ObjectId { namespace, name, .. } = ObjectId::of(Kind::Service, metadata);
+fn key(ObjectId { namespace, name, .. }: &ObjectId) -> String {
     format!("{namespace}/{name}")
 }

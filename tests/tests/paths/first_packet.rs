@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use lbxdp_tests::PodPath;
 use lbxdp_tests::cluster::UPLINK;
+use lbxdp_tests::link::neighbour_line;
 
 use crate::scene::{Frontend, Place, Protocol, Scene};
 
@@ -30,9 +31,10 @@ fn the_first_packet_arrives(path: PodPath, arguments: &[&str]) {
     // find it for the answer.
     let node = scene.cluster.node(0);
     let mac = node.netns.mac(UPLINK);
-    scene.cluster.client.ip_batch([false, true].map(|v6| {
-        format!("neigh replace {} lladdr {mac} dev {UPLINK} nud permanent", node.ip(v6))
-    }));
+    scene
+        .cluster
+        .client
+        .ip_batch([false, true].map(|v6| neighbour_line(UPLINK, node.ip(v6), &mac)));
     for v6 in [false, true] {
         for place in [Place::FarPod, Place::Pod] {
             check(v6, place);

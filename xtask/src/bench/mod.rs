@@ -122,11 +122,7 @@ pub fn run(options: &Options) -> Result<()> {
     for bench in &options.benches {
         match bench {
             Bench::Packets => {
-                let wanted = Wanted {
-                    case: options.case.as_deref(),
-                    is_short: options.short,
-                    ..Wanted::default()
-                };
+                let wanted = Wanted { case: options.case.as_deref(), is_short: options.short };
                 results.packets = Some(cleanly(|| packets::run(&wanted))?);
             }
             Bench::Sockets => results.sockets = cleanly(|| sockets::run(options.pairs))?,

@@ -28,6 +28,10 @@ struct World {
     clock: i64,
 }
 
+pub(super) fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
 /// `namespace/name`, in namespace "default" if only a name is given.
 fn key(name: &str) -> (String, String) {
     let (namespace, name) = name.split_once('/').unwrap_or(("default", name));

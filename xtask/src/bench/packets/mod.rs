@@ -38,22 +38,18 @@ const BRACKET: u32 = 4_000;
 /// Rounds after which to look whether there are enough quiet samples.
 const LOOK: usize = 20;
 
-/// Which cases, and for how long.
+/// Rounds at least.
+const ROUNDS: usize = 100;
+/// How long to go on while there are not enough quiet samples.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Which cases.
+#[derive(Default)]
 pub struct Wanted<'a> {
     /// Only cases whose name contains this, and the most important reference programs.
     pub case: Option<&'a str>,
     /// Only the cases that CI looks at.
     pub is_short: bool,
-    /// Rounds at least.
-    pub rounds: usize,
-    /// How long to go on while there are not enough quiet samples.
-    pub patience: Duration,
-}
-
-impl Default for Wanted<'_> {
-    fn default() -> Self {
-        Self { case: None, is_short: false, rounds: 100, patience: Duration::from_secs(40) }
-    }
 }
 
 impl Wanted<'_> {
@@ -91,13 +87,12 @@ pub fn run(wanted: &Wanted<'_>) -> Result<Report> {
     }
     // A thread of its own, because it goes from namespace to namespace and stays on one processor.
     let measured = thread::scope(|scope| {
-        scope.spawn(|| measure(wanted, Runner::new(&object)?, &plans, &mut nodes)).join()
+        scope.spawn(|| measure(Runner::new(&object)?, &plans, &mut nodes)).join()
     });
     measured.unwrap_or_else(|_| Err(anyhow!("the measurement panicked")))
 }
 
 fn measure(
-    wanted: &Wanted<'_>,
     mut runner: Runner,
     plans: &[Plan],
     nodes: &mut BTreeMap<Node, World>,
@@ -114,12 +109,12 @@ fn measure(
     let control = runner.program(cases::CONTROL)?;
     let started = Instant::now();
     for round in 0.. {
-        if round >= wanted.rounds && round % LOOK == 0 {
+        if round >= ROUNDS && round % LOOK == 0 {
             let floor = floor(&ready);
             let is_enough = |of: &Ready| {
                 of.samples.len() >= of.case.limit || quiet::summary(&of.samples, floor).is_ok()
             };
-            if ready.iter().all(is_enough) || started.elapsed() > wanted.patience {
+            if ready.iter().all(is_enough) || started.elapsed() > PATIENCE {
                 break;
             }
         }

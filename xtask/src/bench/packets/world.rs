@@ -11,6 +11,7 @@ use aya::maps::{Map, MapData, PerCpuArray};
 use aya::programs::ProgramFd;
 use lbxdp_common::{ABI_VERSION, Counter, DropReason};
 use lbxdp_tests::cluster::UPLINK;
+use lbxdp_tests::link::neighbour_line;
 use lbxdp_tests::manifests::Manifests;
 use lbxdp_tests::process::wait_until;
 use lbxdp_tests::traffic::frame::parse_mac;
@@ -146,5 +147,5 @@ fn mac(netns: &Netns) -> Result<Mac> {
 
 fn neighbour(netns: &Netns, address: IpAddr, mac: Mac) {
     let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
-    netns.ip(&format!("neigh replace {address} lladdr {mac} dev {UPLINK} nud permanent"));
+    netns.ip(&neighbour_line(UPLINK, address, &mac));
 }
