@@ -3,30 +3,37 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::apply::pinned::PinnedMaps;
 use crate::apply::sockets::SocketMaps;
-use crate::apply::{MapError, Maps as _};
+use crate::apply::{BackendEntry, MapError, Maps as _};
 use crate::attach::{self, Config, Dataplane, DeviceStatus, TcKind};
 use crate::changes::Changes;
 use crate::device::{Pattern, Rules, Why};
 use crate::health::listeners::Listeners;
 use crate::health::{Health, NoLocalEndpoints};
+use crate::hops::{Hops, NextHop};
 use crate::index::{self, Index};
 use crate::keep;
+use crate::layer2::{self, Announcer, Balancers};
 use crate::lock::Lock;
-use crate::model::{Desired, Endpoints, Frontend, NodeFacts, Problem, Reason, Severity};
+use crate::members::{self, Says};
+use crate::model::{Desired, Endpoints, Family, Frontend, NodeFacts, Problem, Reason, Severity};
 use crate::netlink::{Monitor, Network, Routes};
 use crate::pins::Pins;
-use crate::problem::Problems;
+use crate::problem::{self, Problems};
 use crate::progress::{Extent, Triggers};
+use crate::publish::publish;
 use crate::reconcile::Reconciler;
 use crate::serve;
 use crate::sockets;
@@ -62,6 +69,8 @@ const LOG_EVERY: Duration = Duration::from_millis(100);
 /// What the agent is told.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// How to learn which nodes are alive.
+    pub members: members::Options,
     /// Where Services come from.
     pub source: source::Options,
     /// Name of this node.
@@ -78,6 +87,8 @@ pub struct Options {
     pub without_xdp: bool,
     /// What begins is left to the stack.
     pub hand_over: bool,
+    /// Addresses are announced on the local network.
+    pub layer2: bool,
     /// The BPF object.
     pub object: Vec<u8>,
     /// What the programs are loaded with.
@@ -89,6 +100,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let Options {
+        members,
         source,
         node_name,
         index,
@@ -97,6 +109,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         listen,
         without_xdp,
         hand_over,
+        layer2,
         object,
         dataplane,
     } = options;
@@ -105,13 +118,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let _lock = Lock::take(&dataplane.pin_path)?;
 
     let (mut source, first) = Source::start(&source, &node_name).await?;
-    let health = Arc::new(Health::new(&dataplane.pin_path, source.kube_status()));
+    let state_dir = members.state_dir.clone();
+    let members = members::Handle::start(members, source.leases())?;
+    // Until it is known that it can.
+    members.says().send_replace(Says { lacks_device: true, ..Says::default() });
+    let (kube, tally) = (source.kube_status(), source.tally());
+    let health = Arc::new(Health::new(&dataplane.pin_path, kube, tally, members.tally()));
     health.waiting(Some(source.waiting()));
     if let Some(addr) = listen {
         serve::spawn(addr, Arc::clone(&health)).await?;
     }
 
     let has_packet_log = dataplane.log_level > 0;
+    let snat_ports = dataplane.snat_ports.clone();
     let mut dataplane = Dataplane::load(&object, &dataplane)?;
     if has_packet_log {
         forward_packet_log(&mut dataplane)?;
@@ -135,10 +154,34 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     dataplane.adopt()?;
     let mut maps = dataplane.maps()?;
     let socket_maps = SocketMaps::open(dataplane.pins(), Access::ReadWrite)?;
-    let monitor = Monitor::start().context("following the network by netlink")?;
+    let hops = Arc::new(Hops::open(dataplane.pins(), maps.hops()?).context("map hops")?);
+    // Before the programs come that use them.
+    maps.occupy_ports(snat_ports.clone())?;
+    let monitor =
+        Monitor::start_with(Arc::clone(&hops)).context("following the network by netlink")?;
     let mut network = monitor.subscribe();
+    let mut alive = members.members();
     let is_attached = !attach::read_status(dataplane.pins(), &monitor.network())?.is_empty();
     let is_new = !dataplane.rebuilt().is_empty();
+    let (balancers, balanced) = watch::channel(None);
+    let (served, serving) = watch::channel(BTreeSet::new());
+    let seen = source.announced();
+    let mut tellers = JoinSet::new();
+    tellers.spawn(layer2::keep(seen.subscribe(), state_dir, Arc::clone(&health.layer2)));
+    let announced = layer2::Inputs {
+        node: node_name.clone(),
+        balancers: balanced,
+        resources: source.resources(),
+        members: members.members(),
+        says: members.says(),
+        network: monitor.subscribe(),
+        served: serving,
+        health: Arc::clone(&health),
+        is_on: layer2,
+        seen,
+    };
+    let announcer =
+        Announcer::start(dataplane.pins(), announced).context("announcing addresses")?;
     let take_over = TakeOver::start(&mut maps, is_attached, is_new, hand_over)?;
     let mut agent = Agent {
         node: ObjectId::new(Kind::Node, None, &node_name),
@@ -148,6 +191,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         changes: Changes::All,
         is_udp_changed: false,
         spent: Duration::ZERO,
+        sweeping: Duration::ZERO,
+        hops,
+        snat_ports,
+        are_ports_known: false,
         routes: Routes::open().context("asking for routes by netlink")?,
         facts: NodeFacts::default(),
         unreachable: BTreeSet::new(),
@@ -172,8 +219,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         triggers: Triggers::new(SystemTime::now()),
         listen_again: None,
         no_local: NoLocalEndpoints::default(),
+        members,
+        balancers,
+        served,
         health,
     };
+    agent.reconciler.maps_mut().let_go();
     agent.take(first);
     agent.health.waiting(None);
     let mut not_before = Instant::now();
@@ -200,7 +251,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             let current = Arc::clone(&network.borrow_and_update());
             let start = sys::thread_time();
             retry_due = agent.reconcile(&current, sweep).map(|wait| Instant::now() + wait);
+            // Sweeps have a pause of their own.
             let cost = sys::thread_time().saturating_sub(start);
+            let cost = cost.saturating_sub(std::mem::take(&mut agent.sweeping));
             not_before = Instant::now() + (cost * PAUSE_FACTOR).min(LONGEST_PAUSE);
             if std::mem::take(&mut agent.is_udp_changed) {
                 sockets_changed = Instant::now();
@@ -222,6 +275,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             let again = agent.sweep_sockets() || !is_settled;
             sockets_due = again.then(|| Instant::now() + SOCKETS_EVERY);
         }
+        agent.reconciler.maps_mut().let_go_of_flows();
         let wake = [retry_due, sockets_due, agent.take_over_due()];
         let wake = wake.into_iter().flatten().fold(devices_due, Instant::min);
         let wake = wake.min(sweep_due).min(everything_due);
@@ -240,11 +294,20 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 retry_due = Some(Instant::now());
                 devices_due = Instant::now();
             }
+            Ok(()) = alive.changed() => {
+                // A source that sends change upon change must not keep a dead node in the tables.
+                if agent.index.set_dead_nodes(&alive.borrow_and_update().dead) {
+                    retry_due = Some(Instant::now());
+                }
+            }
             () = sleep_until(wake) => {}
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
         }
     }
+    // First, so that others answer while this node still forwards.
+    announcer.hand_over().await;
+    agent.members.finish().await;
     source.finish().await;
     tracing::info!("stopped; the programs go on forwarding");
     Ok(())
@@ -263,6 +326,13 @@ struct Agent {
     is_udp_changed: bool,
     /// Time that the changes have cost so far.
     spent: Duration,
+    /// Processor time that the last reconciliation took for a sweep of UDP flows.
+    sweeping: Duration,
+    hops: Arc<Hops>,
+    /// Source ports of translated flows.
+    snat_ports: RangeInclusive<u16>,
+    /// The programs know which ports are the node's alone.
+    are_ports_known: bool,
     routes: Routes,
     facts: NodeFacts,
     /// Backends without a route.
@@ -287,6 +357,12 @@ struct Agent {
     /// Some listener could not be opened.
     listen_again: Option<Duration>,
     no_local: NoLocalEndpoints,
+    /// Which nodes are alive.
+    members: members::Handle,
+    /// What of that is to be announced, if it is served.
+    balancers: watch::Sender<Option<Arc<Balancers>>>,
+    /// Devices by which it may be.
+    served: watch::Sender<BTreeSet<u32>>,
     health: Arc<Health>,
 }
 
@@ -309,7 +385,7 @@ impl Agent {
         let mut count = |kind| match kind {
             Kind::Service => services += 1,
             Kind::EndpointSlice => endpoints += 1,
-            Kind::Node => {}
+            _ => {}
         };
         let problems = match change {
             Change::All(Snapshot { objects, problems }) => {
@@ -347,6 +423,7 @@ impl Agent {
         self.health.set_node_eligible(self.index.is_node_eligible());
         let addresses = self.index.node_addresses();
         let is_elsewhere = self.rules.node_addresses != addresses;
+        self.members.set_addresses(&addresses);
         self.rules.node_addresses = addresses;
         self.spent += start.elapsed();
         is_elsewhere
@@ -379,6 +456,7 @@ impl Agent {
             self.changes = Changes::All;
         }
         self.changes.merge(changes);
+        self.health.members.set_left_out(self.index.left_out());
         if self.problems.index != self.index.problems() {
             self.problems.index = self.index.problems().to_vec();
         }
@@ -423,6 +501,18 @@ impl Agent {
         };
         if outcome.failure.is_some() {
             self.changes = Changes::All;
+        } else {
+            if changes == Changes::All {
+                let backends = self.reconciler.actual().backends.values().map(BackendEntry::hop);
+                let in_use = backends.chain(self.facts.hops.values().copied()).collect();
+                self.hops.confirm(network.routes_version, &in_use);
+            } else {
+                // Ways are forgotten with a look at everything, which other routes ask for, too.
+                self.hops.go_on();
+            }
+            if let Some(balancers) = self.index.changed_balancers() {
+                let _ = self.balancers.send(Some(Arc::new(balancers.clone())));
+            }
         }
         let spent = std::mem::take(&mut self.spent) + start.elapsed();
         if outcome.planned > 0 {
@@ -436,7 +526,9 @@ impl Agent {
         if let Some(error) = &outcome.failure {
             tracing::error!(%error, retry = ?outcome.retry_after, "programming");
         }
+        let begin = sys::thread_time();
         let swept = self.reconciler.sweep_udp(sys::coarse_ns());
+        self.sweeping = sys::thread_time().saturating_sub(begin);
         if let (Some(looked_at), 1..) = (swept.looked_at, swept.ended) {
             let ended = swept.ended;
             tracing::info!(ended, looked_at, "ended UDP flows whose backend does not serve");
@@ -481,7 +573,11 @@ impl Agent {
         }
         if self.routes_version != Some(network.routes_version) {
             self.facts.snat_sources.clear();
+            self.facts.hops.clear();
             self.unreachable.clear();
+            if let Err(error) = self.routes.renew(&network.by_rule) {
+                tracing::debug!(%error, "listing routes; each address is asked for");
+            }
             self.routes_version = Some(network.routes_version);
             self.changes = Changes::All;
         }
@@ -518,12 +614,21 @@ impl Agent {
                 None
             });
             match route {
-                Some(route) => drop(self.facts.snat_sources.insert(ip, route.source)),
+                Some(route) => {
+                    self.facts.snat_sources.insert(ip, route.source);
+                    let family = Family::of(ip);
+                    let next_hop = route.next_hop.filter(|_| !network.by_rule.contains(&family));
+                    if let Some(addr) = next_hop {
+                        let next = NextHop { ifindex: route.ifindex, family, addr };
+                        self.facts.hops.insert(ip, self.hops.id(next, ip));
+                    }
+                }
                 None => drop(self.unreachable.insert(ip)),
             }
         }
         if matches!(self.changes, Changes::All) {
             self.facts.snat_sources.retain(|ip, _| seen.contains(ip));
+            self.facts.hops.retain(|ip, _| seen.contains(ip));
             self.unreachable.retain(|ip| seen.contains(ip));
         }
     }
@@ -561,8 +666,12 @@ impl Agent {
                     .any(|status| status.error.is_none() && status.why != Some(Why::Pod));
                 if !self.dataplane.is_behind() {
                     self.take_over.attached();
+                    if statuses.iter().all(|status| status.error.is_none()) {
+                        self.free_ports();
+                    }
                 }
                 self.health.attached(is_attached && self.take_over.is_done());
+                self.set_served(&statuses);
                 self.statuses = statuses;
             }
             Err(error) => {
@@ -571,6 +680,31 @@ impl Agent {
             }
         }
         self.health.sockets(self.dataplane.sockets().error().is_none());
+    }
+
+    /// Says by which devices addresses may be announced: those that lead to a network of hosts.
+    fn set_served(&self, statuses: &[DeviceStatus]) {
+        let is_outward =
+            |why: &Why| matches!(why, Why::Named | Why::DefaultRoute | Why::NodeAddress);
+        let served = statuses.iter().filter(|status| {
+            status.error.is_none()
+                && status.tc.is_some()
+                && status.why.as_ref().is_some_and(is_outward)
+        });
+        publish(&self.served, served.map(|status| status.ifindex).collect());
+    }
+
+    /// Tells the programs which ports are the node's alone. Once: from then on, each port is taken
+    /// before something can be found there, and what is not given back costs a lookup.
+    fn free_ports(&mut self) {
+        if self.are_ports_known {
+            return;
+        }
+        let frontends = self.reconciler.actual().frontends.keys().map(|addr| addr.port);
+        match self.reconciler.maps().free_other_ports(frontends, self.snat_ports.clone()) {
+            Ok(()) => self.are_ports_known = true,
+            Err(error) => tracing::warn!(%error, "telling programs the node's own ports"),
+        }
     }
 
     /// Lets UDP sockets choose anew whose backend serves no more, or fails what they send. Whether
@@ -610,15 +744,7 @@ impl Agent {
             return;
         }
         let problems: BTreeSet<Problem> = all().cloned().collect();
-        for problem in problems.difference(&self.reported) {
-            match problem.severity {
-                Severity::Warning => tracing::warn!("{problem}"),
-                Severity::Error => tracing::error!("{problem}"),
-            }
-        }
-        for problem in self.reported.difference(&problems) {
-            tracing::info!("no longer: {problem}");
-        }
+        problem::log_changes(&self.reported, &problems);
         let count = |severity| problems.iter().filter(|p| p.severity == severity).count();
         self.health.problems(count(Severity::Warning), count(Severity::Error));
         let failed = failure.map(|error| not_programmed(&self.node, error));

@@ -27,6 +27,8 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
+use lbxdp_common::flow_set::{LARGEST_TABLE, WAYS};
+use lbxdp_common::limits::MAX_FLOWS;
 
 use crate::apply::MapError;
 use crate::apply::pinned::PinnedMaps;
@@ -65,6 +67,8 @@ pub struct Config {
     pub pin_path: PathBuf,
     /// Source ports of translated flows to remote backends.
     pub snat_ports: RangeInclusive<u16>,
+    /// Entries of each flow table: a power of two. A flow has two.
+    pub flows: u32,
     /// Ranges of addresses that only Services have.
     pub service_cidrs: ServiceCidrs,
     /// Log level of the programs, as `aya_log` counts: 0 is off, 5 is trace.
@@ -82,6 +86,7 @@ impl Default for Config {
         Self {
             pin_path: pins::DEFAULT_PIN_PATH.into(),
             snat_ports: 61_000..=65_535,
+            flows: MAX_FLOWS as u32,
             service_cidrs: ServiceCidrs::default(),
             log_level: 0,
             tc: TcMode::Auto,
@@ -175,7 +180,7 @@ impl Dataplane {
         pins.prepare()?;
         let pins_in = || format!("pins in {}", pins.root().display());
         pins.recover().with_context(pins_in)?;
-        let specs = pins::pinned_maps(object)?;
+        let specs = specs(object, config)?;
         let rebuilt = pins.verify(&specs);
         for mismatch in &rebuilt {
             tracing::warn!("{mismatch}: all maps are rebuilt");
@@ -617,6 +622,29 @@ fn xdp_devices(links: &[LinkPin]) -> BTreeSet<u32> {
         .collect()
 }
 
+/// The maps whose size is a setting.
+const FLOW_MAPS: [&str; 2] = ["flows_v4", "flows_v6"];
+
+const fn flow_sets(config: &Config) -> u32 {
+    config.flows / WAYS as u32
+}
+
+/// What is pinned, in the sizes that were asked for.
+fn specs(object: &[u8], config: &Config) -> anyhow::Result<BTreeMap<String, MapSpec>> {
+    ensure!(
+        config.flows.is_power_of_two() && (WAYS as u32..=LARGEST_TABLE).contains(&config.flows),
+        "{} flow entries: not a power of two up to {LARGEST_TABLE}",
+        config.flows
+    );
+    let mut specs = pins::pinned_maps(object)?;
+    for name in FLOW_MAPS {
+        if let Some(spec) = specs.get_mut(name) {
+            spec.max_entries = flow_sets(config);
+        }
+    }
+    Ok(specs)
+}
+
 fn load_programs(
     object: &[u8],
     config: &Config,
@@ -628,12 +656,14 @@ fn load_programs(
     if lowest > highest || lowest == 0 {
         bail!("source ports {lowest}-{highest}: not a range");
     }
+    let flow_sets = flow_sets(config);
     let sets_errno = u32::from(cgroup::sets_errno());
     let netns_cookie = sys::netns_cookie().context("the cookie of the network namespace")?;
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SETS_ERRNO", &sets_errno, true)
         .override_global("NODE_NETNS_COOKIE", &netns_cookie, true)
+        .override_global("FLOW_SETS", &flow_sets, true)
         .override_global("SNAT_PORT_LO", &lowest, true)
         .override_global("SNAT_PORT_HI", &highest, true)
         .override_global("SERVICE_CIDRS_V4", config.service_cidrs.v4.as_slice(), true)
@@ -641,6 +671,9 @@ fn load_programs(
         .override_global(aya_log::LEVEL, &config.log_level, false);
     for name in specs.keys() {
         loader.map_pin_path(name, maps.join(name));
+    }
+    for name in FLOW_MAPS {
+        loader.map_max_entries(name, flow_sets);
     }
     let mut ebpf = loader.load(object).context("loading the BPF object")?;
 

@@ -113,7 +113,7 @@ impl Half {
             src_port: become_from.1,
             dst_port: become_to.1,
             frontend,
-            backend: NONE,
+            check: 0,
             state: state as u8,
             // Of no hook: programs that do not know the flag translate nothing by it.
             hook: 0,
@@ -124,8 +124,8 @@ impl Half {
                 | if is_reply { Flow::<A>::REPLY } else { 0 },
             _pad: 0,
             last_seen: now,
-            #[cfg(feature = "next-layout")]
-            _next: 0,
+            backend: NONE,
+            _pad2: 0,
         };
         (key, flow)
     }

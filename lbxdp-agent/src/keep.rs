@@ -160,8 +160,11 @@ mod tests {
         desired.frontends.insert(addr("203.0.113.1:81"), frontend("81", Endpoints::Reject));
         desired.frontends.insert(addr("203.0.113.1:82"), frontend("drop", Endpoints::Drop));
         let source = "192.0.2.1".parse().unwrap();
-        let facts =
-            NodeFacts { addresses: [source].into(), snat_sources: [(remote.ip(), source)].into() };
+        let facts = NodeFacts {
+            addresses: [source].into(),
+            snat_sources: [(remote.ip(), source)].into(),
+            ..NodeFacts::default()
+        };
         let mut reconciler = Reconciler::new(FakeMaps::default(), 0).unwrap();
         let outcome = reconciler.reconcile(&desired, &facts, None, 0);
         assert!(outcome.failure.is_none());

@@ -253,6 +253,9 @@ pub struct NodeFacts {
     /// For remote backends: the preferred source of the route to them. A backend without a route
     /// is absent.
     pub snat_sources: BTreeMap<IpAddr, IpAddr>,
+    /// For remote backends: the next hop on the way to them ([`lbxdp_common::Backend::hop`]). Where
+    /// one is absent, the kernel is asked with each packet.
+    pub hops: BTreeMap<IpAddr, u32>,
 }
 
 /// How bad a [`Problem`] is.
@@ -288,6 +291,8 @@ pub enum Reason {
     EndpointUnreachable,
     /// The maps of this node are not what they should be.
     SyncFailed,
+    /// This node should announce an address, and cannot.
+    AnnounceFailed,
 }
 
 impl Reason {
@@ -304,6 +309,8 @@ impl Reason {
             Self::CapacityExceeded => "CapacityExceeded",
             Self::EndpointUnreachable => "EndpointUnreachable",
             Self::SyncFailed => "SyncFailed",
+            // MetalLB's.
+            Self::AnnounceFailed => "announceFailed",
         }
     }
 
@@ -315,6 +322,7 @@ impl Reason {
                 | Self::NodePortsNotServed
                 | Self::EndpointUnreachable
                 | Self::SyncFailed
+                | Self::AnnounceFailed
         )
     }
 }

@@ -725,7 +725,7 @@ mod tests {
             "v3-ready",
             "v2-replaced2",
             "v2-replacedx",
-            "v4-old",
+            "v3-old",
         ] {
             std::fs::create_dir(root.path().join(name)).unwrap();
         }

@@ -36,6 +36,19 @@ impl Problems {
     }
 }
 
+/// Logs what has changed: each problem once while it lasts, and its end.
+pub fn log_changes(before: &BTreeSet<Problem>, now: &BTreeSet<Problem>) {
+    for problem in now.difference(before) {
+        match problem.severity {
+            Severity::Warning => tracing::warn!("{problem}"),
+            Severity::Error => tracing::error!("{problem}"),
+        }
+    }
+    for problem in before.difference(now) {
+        tracing::info!("no longer: {problem}");
+    }
+}
+
 /// Collects the problems of one object.
 #[derive(Debug)]
 pub struct Reporter<'a> {

@@ -10,7 +10,7 @@ use crate::model::{Desired, NodeFacts, Problem};
 use crate::plan::{Plan, Planner};
 use crate::progress::Room;
 use crate::quarantine::QUARANTINE;
-use crate::udp::Sweeps;
+use crate::udp::{self, Sweeps};
 
 /// The wait after a first failure; it doubles with each further one.
 pub const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -123,19 +123,24 @@ impl<M: Maps> Reconciler<M> {
     pub fn sweep_udp(&mut self, now: u64) -> Swept {
         let mut swept = Swept::default();
         if let Some(serving) = self.sweeps.begin(now) {
+            let mut is_clean = false;
             match self.maps.udp_flows() {
                 Ok(flows) => {
                     swept.looked_at = Some(flows.len());
-                    for flow in serving.stale(flows) {
-                        match self.maps.end_flow(&flow) {
-                            Ok(ended) => swept.ended += usize::from(ended),
+                    let stale = serving.stale(flows);
+                    is_clean = stale.is_empty();
+                    let is_first = self.sweeps.is_first();
+                    let ending = if is_first { udp::ending_gently(stale) } else { stale };
+                    for half in ending {
+                        match self.maps.end_half(&half) {
+                            Ok(ended) => swept.ended += usize::from(ended && !half.is_reply()),
                             Err(error) => swept.failure = Some(error),
                         }
                     }
                 }
                 Err(error) => swept.failure = Some(error),
             }
-            self.sweeps.swept(now, swept.ended == 0 && swept.failure.is_none());
+            self.sweeps.swept(now, is_clean && swept.failure.is_none());
         }
         swept.retry_after = self.sweeps.wait(now);
         swept

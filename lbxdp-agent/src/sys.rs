@@ -663,7 +663,8 @@ impl<T: Pod> MmapArray<T> {
         self.len
     }
 
-    fn words(&self, index: u32) -> Option<&[AtomicU64]> {
+    /// The words of the element at `index`.
+    pub fn words(&self, index: u32) -> Option<&[AtomicU64]> {
         if index >= self.len {
             return None;
         }

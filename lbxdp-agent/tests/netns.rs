@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::MapData;
 use lbxdp_agent::apply::pinned::{FlowEntry, PinnedMaps};
 use lbxdp_agent::apply::pressure;
-use lbxdp_agent::apply::{BackendEntry, MapOp, Maps as _};
+use lbxdp_agent::apply::{BackendEntry, FlowTable, IfThere, MapOp, Maps as _};
 use lbxdp_agent::attach::{self, Config, Dataplane, DeviceStatus, TcKind, TcMode};
 use lbxdp_agent::device::{NoXdp, Rules};
 use lbxdp_agent::model::{
@@ -94,6 +94,11 @@ impl Lab {
 
     fn pins(&self) -> Pins {
         Pins::new(&self.pin_path)
+    }
+
+    fn flows(&self) -> FlowTable<[u8; 4]> {
+        let map = sys::obj_get(&self.pins().map("flows_v4"), Access::ReadWrite).unwrap();
+        FlowTable::new(map, Access::ReadWrite).unwrap()
     }
 
     fn load(&self) -> Dataplane {
@@ -249,6 +254,53 @@ fn the_source_of_a_route_is_the_preferred_one() {
         assert_eq!(source("198.51.101.1"), None, "blackhole");
         assert_eq!(source("192.0.2.1"), None, "an address of this node");
         assert_eq!(source("2001:db9::1"), None, "no route");
+    });
+}
+
+#[test]
+fn what_is_remembered_of_routes_is_what_the_kernel_would_say() {
+    let lab = Lab::new("remember");
+    lab.on_node(|| {
+        run("ip addr add 203.0.113.5/32 dev eth0");
+        run("ip addr add 2001:db8::1/64 dev eth0 nodad");
+        run("ip addr add 2001:db8:0:1::1/64 dev eth0 nodad");
+        run("ip link add other type bridge");
+        run("ip link set other up");
+        run("ip addr add 198.18.0.1/30 dev other");
+        run("ip route replace default via 192.0.2.9");
+        run("ip route add 198.51.100.0/24 via 192.0.2.9 src 203.0.113.5");
+        run("ip route add 198.51.100.64/26 via 192.0.2.10");
+        run("ip route add 198.51.100.65/32 dev eth0");
+        run("ip route add blackhole 198.51.100.128/25");
+        run("ip route add 198.51.100.160/27 nexthop via 192.0.2.9 nexthop via 192.0.2.10");
+        run("ip route add 198.51.100.192/27 via 192.0.2.9 mtu 1300");
+        run("ip route add 198.51.100.66/32 via 192.0.2.11 table 999");
+        run("ip -6 route add default via 2001:db8::9");
+        run("ip -6 route add 2001:db8:2::/48 via 2001:db8::9");
+        run("ip -6 route add 2001:db8:2:1::/64 via 2001:db8:0:1::9");
+        run("ip -6 route add blackhole 2001:db8:3::/48");
+        let v4 = (0..=255).map(|last| [198, 51, 100, last].into());
+        let others = ["192.0.2.1", "192.0.2.9", "192.0.2.77", "198.18.0.2", "8.8.8.8", "8.8.4.4"];
+        let v6 = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::2", "2001:db8:2::1"];
+        let more = ["2001:db8:2::2", "2001:db8:2:1::1", "2001:db8:2:1::2", "2001:db8:3::1", "::2"];
+        let named = others.iter().chain(&v6).chain(&more).map(|addr| addr.parse().unwrap());
+        let addresses: Vec<IpAddr> = v4.chain(named).collect();
+        let (mut remembering, mut asking) = (Routes::open().unwrap(), Routes::open().unwrap());
+        let mut compare = |remembering: &mut Routes| {
+            for addr in addresses.iter().chain(addresses.iter().rev()) {
+                let said = asking.route_source(*addr).unwrap();
+                assert_eq!(remembering.route_source(*addr).unwrap(), said, "{addr}");
+            }
+        };
+        let none = BTreeSet::new();
+        remembering.renew(&none).unwrap();
+        compare(&mut remembering);
+        run("ip route del 198.51.100.64/26");
+        run("ip -6 route del 2001:db8:2:1::/64");
+        remembering.renew(&none).unwrap();
+        compare(&mut remembering);
+        remembering.renew(&[Family::V4, Family::V6].into()).unwrap();
+        compare(&mut remembering);
     });
 }
 
@@ -543,7 +595,7 @@ fn maps_that_do_not_fit_are_rebuilt() {
         let mut second = lab.load();
         let found: Vec<_> = second.rebuilt().iter().map(ToString::to_string).collect();
         assert_eq!(found, ["pinned map frontends_v4: value size is 8, expected 4"]);
-        let replaced = lab.pin_path.join("v3-replaced");
+        let replaced = lab.pin_path.join("v4-replaced");
         assert!(replaced.exists(), "the old programs still run");
         assert_eq!(only(reconcile(&mut second)).error, None);
         assert!(!replaced.exists());
@@ -565,13 +617,15 @@ fn flow(frontend: [u8; 4], backend: [u8; 4], last_seen: u64, reply: bool) -> Flo
             src_port: 1,
             dst_port: 2,
             frontend: 0,
-            backend: 0,
+            check: 0,
             // Ten seconds: any machine that runs this has been up for longer.
             state: FlowState::Closing as u8,
             hook: Hook::Ingress as u8,
             flags: if reply { Flow::<[u8; 4]>::REPLY } else { 0 },
             _pad: 0,
             last_seen,
+            backend: 0,
+            _pad2: 0,
         },
     )
 }
@@ -590,9 +644,9 @@ fn what_is_written_to_the_maps_is_read_back() {
             snat_addr: [192, 0, 2, 1],
             port: 8_080,
             flags: Backend::<[u8; 4]>::LOCAL,
-            _pad: 0,
+            hop: 0,
         };
-        let v6 = Backend { addr: [1; 16], snat_addr: [2; 16], port: 1, flags: 0, _pad: 0 };
+        let v6 = Backend { addr: [1; 16], snat_addr: [2; 16], port: 1, flags: 0, hop: 0 };
         let addr = |last| FrontendAddr {
             addr: IpAddr::from([198, 51, 100, last]),
             port: 80,
@@ -653,8 +707,8 @@ fn what_is_written_to_the_maps_is_read_back() {
         assert_eq!(done, 0);
         assert_eq!(error.unwrap().map, "tables");
 
-        let unused = Backend { addr: [0; 4], snat_addr: [0; 4], port: 0, flags: 0, _pad: 0 };
-        let unused6 = Backend { addr: [0; 16], snat_addr: [0; 16], port: 0, flags: 0, _pad: 0 };
+        let unused = Backend { addr: [0; 4], snat_addr: [0; 4], port: 0, flags: 0, hop: 0 };
+        let unused6 = Backend { addr: [0; 16], snat_addr: [0; 16], port: 0, flags: 0, hop: 0 };
         let undo = vec![
             MapOp::RemoveAddress { addr: addr(1).addr },
             MapOp::RemoveAddress { addr: "2001:db8::1".parse().unwrap() },
@@ -678,9 +732,7 @@ fn live_flows_hold_their_addresses() {
     let lab = Lab::new("flows");
     lab.on_node(|| {
         drop(lab.load());
-        let fd = sys::obj_get(&lab.pins().map("flows_v4"), Access::ReadWrite).unwrap();
-        let map = Map::from_map_data(MapData::from_fd(fd).unwrap()).unwrap();
-        let mut flows: HashMap<_, FlowKey<[u8; 4]>, Flow<[u8; 4]>> = map.try_into().unwrap();
+        let flows = lab.flows();
         let now = sys::coarse_ns();
         let entries = [
             flow([198, 51, 100, 1], [10, 0, 0, 1], now, false),
@@ -689,7 +741,7 @@ fn live_flows_hold_their_addresses() {
         ];
         for entry in entries {
             let FlowEntry::V4(key, value) = entry else { unreachable!() };
-            flows.insert(key, value, 0).unwrap();
+            flows.insert(&key, &value, IfThere::Replace).unwrap();
         }
         let maps = PinnedMaps::open(&lab.pins(), Access::ReadOnly).unwrap();
         assert_eq!(maps.flows().unwrap().count(), 3);
@@ -700,7 +752,7 @@ fn live_flows_hold_their_addresses() {
         for port in 0..10_000 {
             let FlowEntry::V4(mut key, value) = entries[0] else { unreachable!() };
             key.src_port = port;
-            flows.insert(key, value, 0).unwrap();
+            flows.insert(&key, &value, IfThere::Replace).unwrap();
         }
         assert_eq!(maps.flows().unwrap().count(), 10_002);
     });
@@ -712,9 +764,7 @@ fn a_full_table_of_udp_flows_is_swept() {
     let lab = Lab::new("sweep");
     lab.on_node(|| {
         drop(lab.load());
-        let fd = sys::obj_get(&lab.pins().map("flows_v4"), Access::ReadWrite).unwrap();
-        let map = Map::from_map_data(MapData::from_fd(fd).unwrap()).unwrap();
-        let mut flows: HashMap<_, FlowKey<[u8; 4]>, Flow<[u8; 4]>> = map.try_into().unwrap();
+        let flows = lab.flows();
         let (service, pod) = ([198, 51, 100, 1], [10, 0, 0, 1]);
         let FlowEntry::V4(key, value) = flow(service, pod, sys::coarse_ns(), false) else {
             unreachable!()
@@ -724,7 +774,8 @@ fn a_full_table_of_udp_flows_is_swept() {
             // One in a thousand goes to a pod that does not serve.
             let dst = if number % 1_000 == 0 { [10, 0, 0, 2] } else { pod };
             let key = FlowKey { src: [203, a, b, c], protocol: 17, ..key };
-            flows.insert(key, Flow { src: key.src, dst, ..value }, 0).unwrap();
+            let entry = Flow { src: key.src, dst, ..value };
+            flows.insert(&key, &entry, IfThere::Replace).unwrap();
         }
         let mut desired = Desired::default();
         // As many frontends as a large cluster has.
@@ -746,19 +797,18 @@ fn a_full_table_of_udp_flows_is_swept() {
         let start = Instant::now();
         let read = maps.udp_flows().unwrap();
         let reading = start.elapsed();
-        // The kernel evicts ahead of need.
         assert!(read.len() > MAX_FLOWS / 2, "{}", read.len());
         let stale = Serving::of(&desired).stale(read.iter().copied());
         let comparing = start.elapsed() - reading;
         assert!(stale.len() > 100, "{}", stale.len());
         for flow in &stale {
-            assert!(maps.end_flow(flow).unwrap(), "{flow:?}");
+            assert!(maps.end_half(flow).unwrap(), "{flow:?}");
         }
         let removing = start.elapsed() - reading - comparing;
         println!("{} read in {reading:?}, compared in {comparing:?}", read.len());
         println!("{} ended in {removing:?}", stale.len());
         assert_eq!(maps.udp_flows().unwrap().len(), read.len() - stale.len());
-        assert!(!maps.end_flow(&stale[0]).unwrap(), "it is gone already");
+        assert!(!maps.end_half(&stale[0]).unwrap(), "it is gone already");
     });
 }
 
@@ -791,9 +841,7 @@ fn how_full_maps_are_is_known_from_a_sample() {
         }
         assert_eq!(used("addresses_v4"), 1_000, "few are counted one by one");
 
-        let fd = sys::obj_get(&lab.pins().map("flows_v4"), Access::ReadWrite).unwrap();
-        let map = Map::from_map_data(MapData::from_fd(fd).unwrap()).unwrap();
-        let mut flows: HashMap<_, FlowKey<[u8; 4]>, Flow<[u8; 4]>> = map.try_into().unwrap();
+        let flows = lab.flows();
         let FlowEntry::V4(key, value) = flow([198, 51, 100, 1], [10, 0, 0, 1], now, false) else {
             unreachable!()
         };
@@ -803,9 +851,8 @@ fn how_full_maps_are_is_known_from_a_sample() {
                 let [_, a, b, c] = number.to_be_bytes();
                 // Every other one is over.
                 let last_seen = if number % 2 == 0 { now } else { 0 };
-                flows
-                    .insert(FlowKey { src: [203, a, b, c], ..key }, Flow { last_seen, ..value }, 0)
-                    .unwrap();
+                let key = FlowKey { src: [203, a, b, c], ..key };
+                flows.insert(&key, &Flow { last_seen, ..value }, IfThere::Replace).unwrap();
             }
             written = target;
             let read = maps.flows().unwrap().count();

@@ -20,8 +20,9 @@ pub struct Backend<A> {
     pub port: u16,
     /// Union of the constants of this type.
     pub flags: u16,
-    /// Always zero.
-    pub _pad: u32,
+    /// Index in `hops` of the way to a remote backend, zero where the kernel is to be asked. In one
+    /// word with port and flags: a change of the way is one store.
+    pub hop: u32,
 }
 
 impl<A> Backend<A> {
@@ -43,7 +44,7 @@ impl<A> Backend<A> {
     }
 }
 
-layout::record! { Backend<A> { addr, snat_addr, port, flags, _pad } }
+layout::record! { Backend<A> { addr, snat_addr, port, flags, hop } }
 
 const _: () = {
     assert!(size_of::<Backend<[u8; 4]>>() == 16);

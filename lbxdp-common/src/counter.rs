@@ -62,6 +62,8 @@ numbered! {
         /// A packet without a flow, or a call, was left to the stack, because this node is being
         /// taken over or handed over. Packets are counted by each hook that they meet.
         LeftToStack = 25 "left_to_stack",
+        /// The link-layer address of an announced address was asked for, and told (ARP or NDP).
+        NeighbourTold = 26 "neighbour_told",
     }
 }
 

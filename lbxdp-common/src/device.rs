@@ -2,8 +2,9 @@
 
 use crate::layout;
 
-/// Value of `devices`, keyed by interface index.
-#[repr(C)]
+/// Value of `devices`, keyed by interface index, and of `near_devices`, indexed by it: the latter has
+/// every device whose index is below [`crate::limits::NEAR_DEVICES`], and zeroes for all others.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Device {
     /// Hardware address: only frames to it are translated, because a flooding switch shows a
@@ -23,6 +24,10 @@ impl Device {
     pub const XMIT: u16 = 1;
     /// Its own XDP program may transmit on it. A veth needs NAPI on its peer for that.
     pub const TX: u16 = 1 << 1;
+    /// The kernel forwards IPv4 packets that come in by it (`net.ipv4.conf.*.forwarding`).
+    pub const FORWARDS_V4: u16 = 1 << 2;
+    /// The kernel forwards IPv6 packets that come in by it (`net.ipv6.conf.*.forwarding`).
+    pub const FORWARDS_V6: u16 = 1 << 3;
 
     /// Whether any of `flags` is set.
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use crate::{Octets, layout};
 
-/// A packet's addresses and ports as it arrives, the key of `flows_v4` and `flows_v6`.
+/// A packet's addresses and ports as it arrives, the key of an entry of `flows_v4` and `flows_v6`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlowKey<A> {
@@ -100,7 +100,7 @@ impl FlowState {
     }
 }
 
-/// What a packet of the key becomes, the value of `flows_v4` and `flows_v6`.
+/// What a packet of the key becomes, the value of an entry of `flows_v4` and `flows_v6`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow<A> {
@@ -117,8 +117,9 @@ pub struct Flow<A> {
     pub dst_port: u16,
     /// Frontend id, for statistics.
     pub frontend: u32,
-    /// Backend id that was chosen.
-    pub backend: u32,
+    /// A [`FlowKey::check`] of the key and everything here that does not change; zero is an entry
+    /// that is none. With the four bytes behind it one word, which changes at once.
+    pub check: u32,
     /// A [`FlowState`] number.
     pub state: u8,
     /// A [`Hook`] number: where this entry is valid.
@@ -131,9 +132,10 @@ pub struct Flow<A> {
     /// most once a second.
     #[cfg(not(feature = "next-layout"))]
     pub last_seen: u64,
-    /// Makes the value longer; always zero.
-    #[cfg(feature = "next-layout")]
-    pub _next: u64,
+    /// Backend id that was chosen.
+    pub backend: u32,
+    /// Always zero.
+    pub _pad2: u32,
 }
 
 impl<A> Flow<A> {
@@ -154,6 +156,8 @@ impl<A> Flow<A> {
     /// Flags that both entries of a flow share.
     pub const SHARED: u8 =
         Self::LOCAL | Self::CLIENT_FIN | Self::BACKEND_FIN | Self::ANSWERED | Self::FOREIGN;
+    /// Flags that an entry keeps for its life.
+    pub const FIXED: u8 = Self::REPLY | Self::LOCAL | Self::FOREIGN;
 
     /// Whether any of `flags` is set.
     #[inline(always)]
@@ -173,6 +177,15 @@ impl<A> Flow<A> {
     #[inline(always)]
     pub const fn is_live_request(&self, now: u64) -> bool {
         !self.has(Self::REPLY) && !self.expired(now)
+    }
+
+    /// Whether both sides have spoken and neither has ended it: the client has completed its
+    /// handshake, or the backend has answered a datagram.
+    #[inline(always)]
+    pub const fn is_confirmed(&self) -> bool {
+        self.has(Self::ANSWERED)
+            && (self.state == FlowState::Established as u8
+                || self.state == FlowState::Datagram as u8)
     }
 
     /// Whether the flow was over at `now`.
@@ -237,35 +250,62 @@ pub(crate) const fn mix(mut word: u64) -> u64 {
     word ^ (word >> 33)
 }
 
-/// Hash of a packet for the choice of a slot. It has no seed: any node makes the same choice, so
-/// a flow survives the loss of the node it entered by.
+impl<A: Octets> FlowKey<A> {
+    /// Hash of a packet. It has no seed, so that it is the same on each node and after each start.
+    #[inline(always)]
+    pub fn hash(&self) -> u64 {
+        let ports =
+            (self.src_port as u64) << 48 | (self.dst_port as u64) << 32 | self.protocol as u64;
+        mix(mix(self.src.fold().wrapping_add(ports)).wrapping_add(self.dst.fold()))
+    }
+
+    /// What [`Flow::check`] has to be for an entry of the key with this [`FlowKey::hash`]. Never zero.
+    ///
+    /// An entry is read while others write: one that was read half before and half after it was
+    /// written fits its check by chance only, once in two thousand millions.
+    #[inline(always)]
+    pub fn check(hash: u64, flow: &Flow<A>) -> u32 {
+        // Odd numbers without pattern, one for each word: the products do not wait for each other.
+        const SRC: u64 = 0x9e37_79b9_7f4a_7c15;
+        const DST: u64 = 0xbf58_476d_1ce4_e5b9;
+        const PORTS: u64 = 0x94d0_49bb_1331_11eb;
+        const REST: u64 = 0xd6e8_feb8_6659_fd93;
+        let ports =
+            (flow.src_port as u64) << 48 | (flow.dst_port as u64) << 32 | flow.frontend as u64;
+        let rest = (flow.backend as u64) << 32
+            | (flow.hook as u64) << 8
+            | (flow.flags & Flow::<A>::FIXED) as u64;
+        let mut word = hash
+            .wrapping_add(flow.src.fold().wrapping_mul(SRC))
+            .wrapping_add(flow.dst.fold().wrapping_mul(DST))
+            .wrapping_add(ports.wrapping_mul(PORTS))
+            .wrapping_add(rest.wrapping_mul(REST));
+        word ^= word >> 32;
+        word = word.wrapping_mul(SRC);
+        (word >> 32) as u32 | 1
+    }
+}
+
+/// Hash of a packet for the choice of a slot: any node makes the same choice, so a flow survives the
+/// loss of the node it entered by.
 #[inline(always)]
 pub fn flow_hash<A: Octets>(key: &FlowKey<A>) -> u32 {
-    let ports = (key.src_port as u64) << 48 | (key.dst_port as u64) << 32 | key.protocol as u64;
-    let word = mix(key.src.fold().wrapping_add(ports)).wrapping_add(key.dst.fold());
-    (mix(word) >> 32) as u32
+    (key.hash() >> 32) as u32
 }
 
 layout::record! { FlowKey<A> { src, dst, src_port, dst_port, protocol, _pad } }
-#[cfg(feature = "next-layout")]
 layout::record! {
     Flow<A> {
-        last_seen, src, dst, src_port, dst_port, frontend, backend, state, hook, flags, _pad, _next,
-    }
-}
-#[cfg(not(feature = "next-layout"))]
-layout::record! {
-    Flow<A> {
-        src, dst, src_port, dst_port, frontend, backend, state, hook, flags, _pad, last_seen,
+        src, dst, src_port, dst_port, frontend, check, state, hook, flags, _pad, last_seen, backend,
+        _pad2,
     }
 }
 
 const _: () = {
     assert!(size_of::<FlowKey<[u8; 4]>>() == 16);
     assert!(size_of::<FlowKey<[u8; 16]>>() == 40);
-    const LONGER: usize = if cfg!(feature = "next-layout") { 8 } else { 0 };
-    assert!(size_of::<Flow<[u8; 4]>>() == 32 + LONGER);
-    assert!(size_of::<Flow<[u8; 16]>>() == 56 + LONGER);
+    assert!(size_of::<Flow<[u8; 4]>>() == 40);
+    assert!(size_of::<Flow<[u8; 16]>>() == 64);
 };
 
 #[cfg(test)]
@@ -292,12 +332,14 @@ mod tests {
             src_port: 2_000,
             dst_port: 8_080,
             frontend: 1,
-            backend: 1,
+            check: 0,
             state: FlowState::Syn as u8,
             hook: hook as u8,
             flags,
             _pad: 0,
             last_seen: 0,
+            backend: 1,
+            _pad2: 0,
         };
         (key, flow)
     }

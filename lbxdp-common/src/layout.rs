@@ -5,9 +5,9 @@
 //! whose meaning changes as a whole does. A field that a reader knows and a writer does not is zero.
 
 use crate::{
-    AddressFlags, Affinity, AffinityKey, Backend, Descriptor, Device, Flow, FlowKey, FragmentKey,
-    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, MemberKey, SocketKey, SocketPeer,
-    TableBlock, range::PrefixedRange,
+    AddressFlags, Affinity, AffinityKey, AnnouncedKey, Backend, Descriptor, Device, FragmentKey,
+    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey, SocketKey, SocketPeer,
+    TableBlock, Watch, flow_set::Entry, range::PrefixedRange,
 };
 
 /// A field of a key or a value.
@@ -25,6 +25,18 @@ pub struct Field {
 pub trait Record: Sized {
     /// Every field.
     const FIELDS: &'static [Field];
+}
+
+/// A map whose elements are sets of entries, each of which has a key and a value.
+pub trait Table {
+    /// The start of an entry.
+    type Key: Record;
+    /// What follows its key.
+    type Value: Record;
+    /// Entries in an element.
+    const WAYS: usize;
+    /// Bytes from one entry to the next.
+    const STRIDE: usize;
 }
 
 /// The size of what a function returns.
@@ -85,8 +97,19 @@ pub struct Layout {
     pub value_size: usize,
     /// What a value consists of.
     pub value: &'static [Field],
+    /// Where entries with such keys and values are, if not each in an element of its own.
+    pub sets: Option<Sets>,
     /// What becomes of its elements.
     pub upkeep: Upkeep,
+}
+
+/// How the elements of an array consist of entries. An entry whose `check` is zero is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sets {
+    /// Entries in an element.
+    pub ways: usize,
+    /// Bytes from one to the next.
+    pub stride: usize,
 }
 
 /// Checks that fields are all of a record: they lie in it, do not overlap, and leave nothing out.
@@ -119,18 +142,26 @@ const fn map<K: Record, V: Record>(name: &'static str, upkeep: Upkeep) -> Layout
         key: K::FIELDS,
         value_size: size_of::<V>(),
         value: V::FIELDS,
+        sets: None,
         upkeep,
     }
+}
+
+const fn table<T: Table>(name: &'static str, upkeep: Upkeep) -> Layout {
+    let sets = Some(Sets { ways: T::WAYS, stride: T::STRIDE });
+    Layout { sets, ..map::<T::Key, T::Value>(name, upkeep) }
 }
 
 type V4 = [u8; 4];
 type V6 = [u8; 16];
 
 /// Every pinned map.
-pub const MAPS: [Layout; 27] = [
+pub const MAPS: [Layout; 34] = [
     map::<V4, AddressFlags>("addresses_v4", Upkeep::Agent),
     map::<V6, AddressFlags>("addresses_v6", Upkeep::Agent),
     map::<AffinityKey, Affinity>("affinity", Upkeep::Latest("last_used")),
+    map::<AnnouncedKey<V4>, u32>("announced_v4", Upkeep::Agent),
+    map::<AnnouncedKey<V6>, u32>("announced_v6", Upkeep::Agent),
     map::<u32, Backend<V4>>("backends_v4", Upkeep::Agent),
     map::<u32, Backend<V6>>("backends_v6", Upkeep::Agent),
     map::<u32, u64>("counters", Upkeep::Sum),
@@ -138,16 +169,20 @@ pub const MAPS: [Layout; 27] = [
     map::<u32, Descriptor>("descriptors_v6", Upkeep::Agent),
     map::<u32, Device>("devices", Upkeep::Agent),
     map::<u32, u64>("drops", Upkeep::Sum),
-    map::<FlowKey<V4>, Flow<V4>>("flows_v4", Upkeep::Latest("last_seen")),
-    map::<FlowKey<V6>, Flow<V6>>("flows_v6", Upkeep::Latest("last_seen")),
+    table::<Entry<V4>>("flows_v4", Upkeep::Latest("last_seen")),
+    table::<Entry<V6>>("flows_v6", Upkeep::Latest("last_seen")),
     map::<FragmentKey<V4>, FragmentPorts>("fragments_v4", Upkeep::Brief),
     map::<FragmentKey<V6>, FragmentPorts>("fragments_v6", Upkeep::Brief),
+    map::<u32, u64>("free_ports", Upkeep::Agent),
     map::<FrontendKey<V4>, u32>("frontends_v4", Upkeep::Agent),
     map::<FrontendKey<V6>, u32>("frontends_v6", Upkeep::Agent),
+    map::<u32, Hop>("hops", Upkeep::Agent),
     map::<MemberKey, u32>("members", Upkeep::Agent),
     map::<u32, u32>("mode", Upkeep::Agent),
     map::<u32, FrontendInfo>("names_v4", Upkeep::Agent),
     map::<u32, FrontendInfo>("names_v6", Upkeep::Agent),
+    map::<u32, Device>("near_devices", Upkeep::Agent),
+    map::<u32, u32>("port_share", Upkeep::Agent),
     map::<PrefixedRange<V4>, u32>("ranges_v4", Upkeep::Agent),
     map::<PrefixedRange<V6>, u32>("ranges_v6", Upkeep::Agent),
     map::<SocketKey<V4>, SocketPeer<V4>>("sockets_v4", Upkeep::First),
@@ -155,4 +190,5 @@ pub const MAPS: [Layout; 27] = [
     map::<u32, FrontendStats>("stats_v4", Upkeep::Sum),
     map::<u32, FrontendStats>("stats_v6", Upkeep::Sum),
     map::<u32, TableBlock>("tables", Upkeep::Agent),
+    map::<u32, Watch>("watch", Upkeep::Agent),
 ];

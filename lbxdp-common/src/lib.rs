@@ -10,6 +10,7 @@
 #![cfg_attr(not(feature = "user"), no_std)]
 
 pub mod affinity;
+pub mod announced;
 pub mod backend;
 pub mod cidr;
 pub mod counter;
@@ -17,11 +18,14 @@ pub mod device;
 pub mod drop_reason;
 pub mod family;
 pub mod flow;
+pub mod flow_set;
 pub mod fragment;
 pub mod frontend;
+pub mod hop;
 pub mod layout;
 pub mod limits;
 pub mod mode;
+pub mod port_share;
 pub mod range;
 pub mod socket;
 
@@ -29,6 +33,7 @@ pub mod socket;
 mod pod;
 
 pub use affinity::{Affinity, AffinityKey, MemberKey};
+pub use announced::{AnnouncedKey, Watch};
 pub use backend::Backend;
 pub use cidr::{Cidr, Cidrs, MAX_SERVICE_CIDRS};
 pub use counter::Counter;
@@ -41,17 +46,19 @@ pub use frontend::{
     AddressFlags, Descriptor, FrontendInfo, FrontendKey, FrontendKind, FrontendStats, TABLE_BLOCK,
     TableBlock, TablePolicy, TableRef,
 };
+pub use hop::Hop;
 pub use mode::Mode;
+pub use port_share::PortShare;
 pub use range::RangeKey;
 pub use socket::{SocketKey, SocketPeer};
 
-/// Version of the map layout. It names the pin directory (`/sys/fs/bpf/lbxdp/v3`), so two
+/// Version of the map layout. It names the pin directory (`/sys/fs/bpf/lbxdp/v4`), so two
 /// layouts never meet in one map. Any change to a type of this crate that reaches a map needs
 /// a new number; [`layout`] is how the maps of other versions are read.
 ///
 /// The feature `next-layout` stands for the next version in tests: the same with fields in other
 /// places, so that nothing that takes one layout for the other goes unnoticed.
-pub const ABI_VERSION: u32 = 3 + cfg!(feature = "next-layout") as u32;
+pub const ABI_VERSION: u32 = 4 + cfg!(feature = "next-layout") as u32;
 
 /// IANA protocol number of TCP.
 pub const IPPROTO_TCP: u8 = 6;

@@ -3,9 +3,9 @@
 use aya::Pod;
 
 use crate::{
-    AddressFlags, Affinity, AffinityKey, Backend, Cidr, Descriptor, Device, Flow, FlowKey,
-    FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, MemberKey, Octets,
-    RangeKey, SocketKey, SocketPeer, TableBlock,
+    AddressFlags, Affinity, AffinityKey, AnnouncedKey, Backend, Cidr, Descriptor, Device, Flow,
+    FlowKey, FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey,
+    Octets, RangeKey, SocketKey, SocketPeer, TableBlock, Watch, flow_set::FlowSet,
 };
 
 // SAFETY: each type is `repr(C)` of integers and byte arrays without padding (sizes are asserted
@@ -13,6 +13,10 @@ use crate::{
 unsafe impl Pod for AddressFlags {}
 // SAFETY: as above.
 unsafe impl Pod for TableBlock {}
+// SAFETY: as above.
+unsafe impl Pod for Watch {}
+// SAFETY: as above.
+unsafe impl<A: Octets> Pod for AnnouncedKey<A> {}
 // SAFETY: as above.
 unsafe impl Pod for Descriptor {}
 // SAFETY: as above.
@@ -22,11 +26,16 @@ unsafe impl Pod for FrontendStats {}
 // SAFETY: as above.
 unsafe impl Pod for Device {}
 // SAFETY: as above.
+unsafe impl Pod for Hop {}
+// SAFETY: as above.
 unsafe impl<A: Octets> Pod for FrontendKey<A> {}
 // SAFETY: as above.
 unsafe impl<A: Octets> Pod for FlowKey<A> {}
 // SAFETY: as above.
 unsafe impl<A: Octets> Pod for Flow<A> {}
+// SAFETY: as above, but for room at the end of a place. Sets are only read, from bytes that are there;
+// their fields are written one by one.
+unsafe impl<A: Octets> Pod for FlowSet<A> {}
 // SAFETY: as above.
 unsafe impl<A: Octets> Pod for Backend<A> {}
 // SAFETY: as above.

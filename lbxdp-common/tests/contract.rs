@@ -68,6 +68,7 @@ fn numbers_and_names_of_counters_are_for_ever() {
         (23, "flow_midstream"),
         (24, "foreign_hit"),
         (25, "left_to_stack"),
+        (26, "neighbour_told"),
     ];
     assert_eq!(listed, expected);
 }
@@ -147,12 +148,14 @@ fn a_sibling_undoes_what_its_flow_does() {
         src_port: 61_000,
         dst_port: 8_080,
         frontend: 1,
-        backend: 1,
+        check: 0,
         state: 1,
         hook: 1,
         flags: 0,
         _pad: 0,
         last_seen: 1_000_000_000,
+        backend: 1,
+        _pad2: 0,
     };
     let reply_key = flow.sibling_key(&request);
     assert_eq!((reply_key.src, reply_key.src_port), (flow.dst, flow.dst_port));

@@ -5,22 +5,27 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap},
 };
 use lbxdp_common::{
-    AddressFlags, Backend, Cidrs, Descriptor, Flow, FlowKey, FragmentKey, FragmentPorts,
+    AddressFlags, AnnouncedKey, Backend, Cidrs, Descriptor, Device, FragmentKey, FragmentPorts,
     FrontendKey, FrontendStats, Octets, RangeKey,
-    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_FLOWS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_RANGES},
+    limits::{
+        MAX_ADDRESSES, MAX_ANNOUNCED, MAX_BACKENDS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_RANGES,
+    },
 };
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
     globals,
-    lookup::maps::{self, MMAPABLE},
+    lookup::{
+        flow,
+        maps::{self, MMAPABLE},
+    },
     packet::{Packet, Wire},
     parse::{Quoted, Segment, Unparsed, ethernet, ipv4, ipv6},
     work::Work,
 };
 
 /// What differs between the families.
-pub trait Family: 'static {
+pub trait Family: flow::call::Calls<Self::Addr> + 'static {
     /// An address.
     type Addr: Octets + Wire;
     /// The fixed part of the IP header.
@@ -28,6 +33,8 @@ pub trait Family: 'static {
 
     /// `AF_INET` or `AF_INET6`.
     const AF: u8;
+    /// Flag of devices by which packets come in that the kernel forwards.
+    const FORWARDS: u16;
     /// EtherType.
     const ETHER_TYPE: u16;
     /// Offset of the source address in the IP header; the destination follows it.
@@ -74,6 +81,8 @@ pub trait Family: 'static {
     fn work() -> Option<&'static mut Work<Self::Addr>>;
     /// The `addresses` map.
     fn address_map() -> &'static HashMap<Self::Addr, AddressFlags, MAX_ADDRESSES>;
+    /// The `announced` map.
+    fn announced_map() -> &'static HashMap<AnnouncedKey<Self::Addr>, u32, MAX_ANNOUNCED>;
     /// The `frontends` map.
     fn frontend_map() -> &'static HashMap<FrontendKey<Self::Addr>, u32, MAX_FRONTENDS>;
     /// The `descriptors` map.
@@ -81,7 +90,7 @@ pub trait Family: 'static {
     /// The `backends` map.
     fn backend_map() -> &'static Array<Backend<Self::Addr>, MAX_BACKENDS, MMAPABLE>;
     /// The `flows` map.
-    fn flow_map() -> &'static maps::FlowMap<FlowKey<Self::Addr>, Flow<Self::Addr>, MAX_FLOWS>;
+    fn flow_map() -> &'static maps::FlowMap<Self::Addr>;
     /// The `fragments` map.
     fn fragment_map() -> &'static LruHashMap<FragmentKey<Self::Addr>, FragmentPorts, MAX_FRAGMENTS>;
     /// The `sockets` map.
@@ -110,6 +119,7 @@ impl Family for V4 {
     type Header = Ipv4Hdr;
 
     const AF: u8 = 2;
+    const FORWARDS: u16 = Device::FORWARDS_V4;
     const ETHER_TYPE: u16 = ethernet::IPV4;
     const SRC_OFFSET: usize = 12;
     const TTL_OFFSET: usize = 8;
@@ -173,6 +183,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn announced_map() -> &'static HashMap<AnnouncedKey<[u8; 4]>, u32, MAX_ANNOUNCED> {
+        &maps::announced_v4
+    }
+
+    #[inline(always)]
     fn frontend_map() -> &'static HashMap<FrontendKey<[u8; 4]>, u32, MAX_FRONTENDS> {
         &maps::frontends_v4
     }
@@ -188,7 +203,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn flow_map() -> &'static maps::FlowMap<FlowKey<[u8; 4]>, Flow<[u8; 4]>, MAX_FLOWS> {
+    fn flow_map() -> &'static maps::FlowMap<[u8; 4]> {
         &maps::flows_v4
     }
 
@@ -223,6 +238,7 @@ impl Family for V6 {
     type Header = Ipv6Hdr;
 
     const AF: u8 = 10;
+    const FORWARDS: u16 = Device::FORWARDS_V6;
     const ETHER_TYPE: u16 = ethernet::IPV6;
     const SRC_OFFSET: usize = 8;
     const TTL_OFFSET: usize = 7;
@@ -285,6 +301,11 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn announced_map() -> &'static HashMap<AnnouncedKey<[u8; 16]>, u32, MAX_ANNOUNCED> {
+        &maps::announced_v6
+    }
+
+    #[inline(always)]
     fn frontend_map() -> &'static HashMap<FrontendKey<[u8; 16]>, u32, MAX_FRONTENDS> {
         &maps::frontends_v6
     }
@@ -300,7 +321,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn flow_map() -> &'static maps::FlowMap<FlowKey<[u8; 16]>, Flow<[u8; 16]>, MAX_FLOWS> {
+    fn flow_map() -> &'static maps::FlowMap<[u8; 16]> {
         &maps::flows_v6
     }
 

@@ -1,7 +1,7 @@
 //! Constants that the agent sets before the programs are loaded; the verifier folds them in.
 
 use aya_ebpf::Global;
-use lbxdp_common::{Cidr, Cidrs, MAX_SERVICE_CIDRS};
+use lbxdp_common::{Cidr, Cidrs, MAX_SERVICE_CIDRS, limits};
 
 /// First source port of translated flows.
 #[unsafe(no_mangle)]
@@ -10,6 +10,10 @@ static SNAT_PORT_LO: Global<u32> = Global::new(61_000);
 /// Last source port of translated flows.
 #[unsafe(no_mangle)]
 static SNAT_PORT_HI: Global<u32> = Global::new(65_535);
+
+/// Sets of each flow table: a power of two.
+#[unsafe(no_mangle)]
+static FLOW_SETS: Global<u32> = Global::new(limits::FLOW_SETS as u32);
 
 /// Not zero where socket programs can say which error a system call ends with.
 #[unsafe(no_mangle)]
@@ -70,7 +74,13 @@ pub fn cidr_has(cidrs: &'static Cidrs, [high, low]: [u64; 2]) -> bool {
     false
 }
 
-/// First source port, and how many there are.
+/// Sets of each flow table, less one.
+#[inline(always)]
+pub fn flow_mask() -> u32 {
+    FLOW_SETS.load().wrapping_sub(1)
+}
+
+/// First source port, and how many there are, at least one.
 #[inline(always)]
 pub fn snat_ports() -> (u16, u32) {
     let (low, high) = (SNAT_PORT_LO.load(), SNAT_PORT_HI.load());

@@ -37,6 +37,8 @@ pub enum Outcome {
     Answer(u32),
     /// An echo request turned into its reply, back behind the device with this interface index.
     Echo(u32),
+    /// A question for an announced address, turned into its answer; back where it came from.
+    Told,
     /// It ends here.
     Drop(DropReason),
 }

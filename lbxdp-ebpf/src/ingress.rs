@@ -1,7 +1,9 @@
 //! The decision about a packet from a client, the same at XDP, at tc ingress and at a pod's device.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use lbxdp_common::{AddressFlags, AffinityKey, DropReason, Hook, Octets as _, flow_hash};
+use lbxdp_common::{
+    AddressFlags, AffinityKey, DropReason, Hook, IPPROTO_SCTP, Octets as _, flow_hash,
+};
 
 use crate::{
     family::Family,
@@ -10,7 +12,7 @@ use crate::{
         address,
         backend::{self, NoChoice, Side},
         flow::{self, Found, NotCreated},
-        fragment, mode, range,
+        fragment, mode, port, range,
     },
     packet::Packet,
     parse::{Kind, Unparsed},
@@ -88,7 +90,16 @@ fn judge<F: Family, P: Packet>(
     if !fragment::complete::<F>(work) {
         return unserved(Unparsed::Fragment, address);
     }
+    // The node's own ports are nobody else's business. SCTP's flows keep their clients' ports.
+    let key = &work.segment.key;
+    if address.has(AddressFlags::NODE)
+        && key.protocol != IPPROTO_SCTP
+        && port::is_free(key.dst_port)
+    {
+        return Verdict::Pass;
+    }
     let now = now();
+    work.now = now;
     // Flows outlive their frontend, so they come first.
     match flow::follow::<F>(work, hook, now) {
         Found::Flow => return Verdict::Translate,

@@ -3,6 +3,11 @@
 //! Compiled for the kernel with `cargo xtask build-ebpf`; compiled for the host, the same parser
 //! and the same arithmetic are tested without a kernel.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(internal_features, reason = "compare-and-exchange, see lookup::flow::atomic")
+)]
 #![cfg_attr(
     not(target_arch = "bpf"),
     allow(dead_code, reason = "the host runs the tests of the parts, not the programs")
@@ -17,6 +22,7 @@ mod ingress;
 mod lookup;
 mod packet;
 mod parse;
+mod resolve;
 mod rewrite;
 mod route;
 mod sock_addr;
@@ -224,6 +230,10 @@ fn frame(ctx: XdpContext) -> u32 {
             count::event(Counter::EchoAnswered);
             XDP_TX
         }
+        Outcome::Told => {
+            count::event(Counter::NeighbourTold);
+            XDP_TX
+        }
         // A neighbour is tc's to resolve: XDP defers before it translates.
         Outcome::Neighbour(_) => XDP_ABORTED,
         Outcome::Drop(reason) => {
@@ -257,6 +267,11 @@ fn tc_action(packet: &SkbPacket, outcome: Outcome) -> i32 {
             count::event(Counter::EchoAnswered);
             // SAFETY: integers only.
             unsafe { bpf_redirect(ifindex, 0) as i32 }
+        }
+        Outcome::Told => {
+            count::event(Counter::NeighbourTold);
+            // SAFETY: integers only.
+            unsafe { bpf_redirect(packet.ifindex(), 0) as i32 }
         }
         Outcome::Transmit => {
             count::event(Counter::Transmitted);

@@ -1,4 +1,5 @@
-//! Where a translated packet goes next, by the kernel's own tables.
+//! Where a translated packet goes next: by what the agent keeps of the kernel's tables where it may
+//! be believed, else by the tables themselves.
 
 use core::ffi::c_void;
 
@@ -10,27 +11,18 @@ use aya_ebpf::{
     },
     helpers::generated,
 };
-use lbxdp_common::DropReason;
+use lbxdp_common::{Device, DropReason};
 
-use crate::{family::Family, work::Work};
+use crate::{family::Family, lookup::hop, work::Work};
 
-/// A way onwards, or why there is none.
+/// A way onwards, or why there is none. What goes with a way is in [`Work::route`]: a value that only
+/// some variants have is spilled in all of them, and the verifier objects.
 #[derive(Clone, Copy)]
 pub enum Route {
-    /// The next hop and its link-layer addresses are known.
-    Hop {
-        /// Interface index of the device to leave by.
-        ifindex: u32,
-        /// Link-layer destination.
-        dst: [u8; 6],
-        /// Link-layer source.
-        src: [u8; 6],
-    },
+    /// The device to leave by, the next hop and its link-layer addresses are known.
+    Hop,
     /// The device is known, the next hop's link-layer address is not.
-    Unresolved {
-        /// Interface index of the device to leave by.
-        ifindex: u32,
-    },
+    Unresolved,
     /// The destination is this host.
     Here,
     /// The packet is larger than the way takes, which is in [`crate::parse::Segment::mtu`].
@@ -41,16 +33,36 @@ pub enum Route {
     None(DropReason),
 }
 
-/// Looks up the way of what [`Work::flow`] makes of a packet that came in by device `ifindex`.
-/// `len` is the length of the IP packet, or zero to leave the MTU to the stack. Linux 5.12 for the
-/// MTU in the answer.
+/// Looks up the way of what [`Work::flow`] makes of a packet that came in by device `ifindex`, which
+/// is `device` if the agent follows it. `len` is the length of the IP packet, or zero to leave the
+/// MTU to the stack.
 #[inline(always)]
 pub fn lookup<F: Family>(
     ctx: *mut c_void,
     ifindex: u32,
+    device: Option<Device>,
     work: &mut Work<F::Addr>,
     len: usize,
 ) -> Route {
+    // Where the kernel does not forward, it says so itself.
+    if device.is_some_and(|device| device.has(F::FORWARDS))
+        && let Some(hop) = hop::of::<F>(&work.flow, work.now)
+    {
+        if len > usize::from(hop.mtu) {
+            work.segment.mtu = u32::from(hop.mtu);
+            return Route::TooBig;
+        }
+        work.route.ifindex = hop.ifindex;
+        work.route.dmac = hop.dst;
+        work.route.smac = hop.src;
+        return Route::Hop;
+    }
+    ask::<F>(ctx, ifindex, work, len)
+}
+
+/// Asks the kernel. Linux 5.12 for the MTU in the answer.
+#[inline(always)]
+fn ask<F: Family>(ctx: *mut c_void, ifindex: u32, work: &mut Work<F::Addr>, len: usize) -> Route {
     let Work { segment, flow, route: params, .. } = work;
     // SAFETY: the structure is plain integers.
     *params = unsafe { core::mem::zeroed() };
@@ -65,10 +77,8 @@ pub fn lookup<F: Family>(
     let answer =
         unsafe { generated::bpf_fib_lookup(ctx, params, size_of::<bpf_fib_lookup>() as i32, 0) };
     match u32::try_from(answer) {
-        Ok(BPF_FIB_LKUP_RET_SUCCESS) => {
-            Route::Hop { ifindex: params.ifindex, dst: params.dmac, src: params.smac }
-        }
-        Ok(BPF_FIB_LKUP_RET_NO_NEIGH) => Route::Unresolved { ifindex: params.ifindex },
+        Ok(BPF_FIB_LKUP_RET_SUCCESS) => Route::Hop,
+        Ok(BPF_FIB_LKUP_RET_NO_NEIGH) => Route::Unresolved,
         Ok(BPF_FIB_LKUP_RET_NOT_FWDED) => Route::Here,
         Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => {
             // SAFETY: the kernel wrote this field of the union with this answer.

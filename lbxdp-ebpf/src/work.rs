@@ -17,10 +17,24 @@ pub struct Work<A> {
     pub reply: Flow<A>,
     /// The key of its replies.
     pub reply_key: FlowKey<A>,
-    /// The key of a flow that is in the way.
+    /// A flow that is in the way.
+    pub other: Flow<A>,
+    /// Its key.
     pub other_key: FlowKey<A>,
+    /// A place in a set of flows.
+    pub way: u32,
+    /// Another one.
+    pub spare_way: u32,
+    /// A place in all sets of flows.
+    pub number: u32,
+    /// How many places of a set are needed.
+    pub needed: u32,
+    /// How readily one is given to another flow.
+    pub spare: u64,
     /// The datagram that the packet is a fragment of.
     pub fragment: FragmentKey<A>,
+    /// The clock of flows when it was read for the packet.
+    pub now: u64,
     /// The question where it goes, and the answer.
     pub route: bpf_fib_lookup,
 }

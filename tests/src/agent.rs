@@ -17,7 +17,9 @@ use crate::traffic::http;
 use crate::traffic::socket::Source;
 
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9969);
-const READY_WITHIN: Duration = Duration::from_secs(20);
+/// Of a build that is hardly optimised, which may have to copy the maps of another layout while several
+/// others do so on the same processors. How long a start takes is no promise: the programs go on.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// A page of metrics reads every map, and other tests may keep the machine busy.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -122,7 +124,7 @@ impl Agent {
         self.binary = workspace_binary(name);
     }
 
-    /// The pin path; the maps are in `v3/` below it.
+    /// The pin path; the maps are in `v4/` below it.
     pub fn pin_path(&self) -> &Path {
         &self.pin_path
     }

@@ -14,6 +14,8 @@ use crate::process::{command, words};
 pub const CHART: &str = "deploy/helm/lbxdp";
 /// The manifest for those who do not use Helm, in the workspace.
 pub const FLAT: &str = "deploy/manifests/lbxdp.yaml";
+/// The same of the definitions, which a cluster may have already.
+pub const FLAT_DEFINITIONS: &str = "deploy/manifests/crds.yaml";
 /// Where the chart is rendered to, and the flat manifest belongs.
 pub const NAMESPACE: &str = "kube-system";
 
@@ -79,6 +81,32 @@ pub fn objects(yaml: &str) -> Result<Vec<Value>> {
     Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
 }
 
+/// The definitions of resources that the chart brings, in one text. Helm installs them where there are
+/// none, and leaves alone what is there.
+pub fn flat_definitions() -> Result<String> {
+    const HEAD: &str = "\
+# MetalLB's resources that lbxdp reads and writes, for clusters that have no MetalLB. With `kubectl create`, which
+# leaves alone what is there. Put together from deploy/helm/lbxdp/crds by `cargo xtask chart`.
+";
+    let dir = workspace().join(CHART).join("crds");
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(&dir).with_context(|| dir.display().to_string())? {
+        paths.push(entry?.path());
+    }
+    paths.sort();
+    let mut all = HEAD.to_owned();
+    for path in paths {
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        all = format!("{all}---\n{text}");
+    }
+    Ok(all)
+}
+
+/// The same as objects.
+pub fn definitions() -> Result<Vec<Value>> {
+    objects(&flat_definitions()?)
+}
+
 /// The least that must be said.
 pub fn least_values() -> Value {
     json!({ "apiServers": ["https://192.0.2.10:6443"] })
@@ -98,6 +126,9 @@ pub fn all_values() -> Value {
         "devices": ["eth0", "eth1.100"],
         "podDevices": ["cali*"],
         "serviceCidrs": ["10.96.0.0/12", "fd00:96::/112"],
+        "adoptClassless": true,
+        "poolNamespaces": ["lb"],
+        "layer2": { "enabled": false },
         "nodePortAddresses": ["primary", "192.0.2.0/24", "2001:db8::/64"],
         "allowExternalIPs": ["198.51.100.0/24"],
         "sourceRangesAllFrontends": true,
@@ -107,7 +138,8 @@ pub fn all_values() -> Value {
         "tcMode": "clsact",
         "bulkRemovalHoldSeconds": 60,
         "log": "debug",
-        "listen": { "address": "::", "port": 10470 },
+        "listen": { "address": "::", "port": 10471 },
+        "members": { "port": 10472, "existingSecret": "members", "keepDeadNodes": true },
         "paths": { "bpffs": "/sys/fs/bpf", "cgroup": "/sys/fs/cgroup/unified", "state": "/srv/lbxdp" },
         "nodeCpus": 8,
         "resources": { "requests": { "cpu": "1" }, "limits": { "memory": "2Gi" } },
@@ -142,12 +174,14 @@ pub fn flat(helm: &Helm) -> Result<String> {
     const HEAD: &str = "\
 # lbxdp on every node. Rendered from deploy/helm/lbxdp by `cargo xtask chart`: change the chart.
 # A cluster must say one thing itself, here in the ConfigMap: LBXDP_API_SERVERS. The other settings
-# may be given there too; docs/install.md lists them.
+# may be given there too; docs/install.md lists them, and says how to make the key of the agents.
 ";
     let rendered = helm.template(&json!({
         "apiServers": ["https://REPLACE-ME:6443"],
         // Who edits the manifest computes no digest of it.
         "restartOnConfigChange": false,
+        // A key that everybody can read in a manifest would be none.
+        "members": { "port": 10470, "existingSecret": "lbxdp-members" },
     }))?;
     let (mut first, mut rest) = (Vec::new(), Vec::new());
     for document in rendered.split("---\n") {

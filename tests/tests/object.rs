@@ -3,15 +3,17 @@
 
 use lbxdp_agent::object;
 use lbxdp_agent::pins::{MapSpec, pinned_maps};
-use lbxdp_common::layout::MAPS;
+use lbxdp_common::flow_set::FlowSet;
+use lbxdp_common::layout::{Layout, MAPS, Sets};
 use lbxdp_common::limits::{
-    MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRAGMENTS,
-    MAX_FRONTENDS, MAX_MEMBERS, MAX_RANGES, MAX_SOCKETS, TABLE_BLOCKS,
+    FLOW_SETS, MAX_ADDRESSES, MAX_AFFINITIES, MAX_ANNOUNCED, MAX_BACKENDS, MAX_DEVICES,
+    MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HOPS, MAX_MEMBERS, MAX_RANGES, MAX_SOCKETS, NEAR_DEVICES,
+    PORT_WORDS, TABLE_BLOCKS,
 };
 use lbxdp_common::{
-    ABI_VERSION, AddressFlags, Affinity, AffinityKey, Backend, Descriptor, Device, Flow, FlowKey,
-    FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, MemberKey, RangeKey,
-    SocketKey, SocketPeer, TableBlock, counter, drop_reason,
+    ABI_VERSION, AddressFlags, Affinity, AffinityKey, AnnouncedKey, Backend, Descriptor, Device,
+    FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey, RangeKey,
+    SocketKey, SocketPeer, TableBlock, Watch, counter, drop_reason,
 };
 
 const INDEX: usize = size_of::<u32>();
@@ -26,6 +28,8 @@ fn expected() -> Vec<(&'static str, usize, usize, usize)> {
         ("addresses_v4", 4, size_of::<AddressFlags>(), MAX_ADDRESSES),
         ("addresses_v6", 16, size_of::<AddressFlags>(), MAX_ADDRESSES),
         ("affinity", size_of::<AffinityKey>(), size_of::<Affinity>(), MAX_AFFINITIES),
+        ("announced_v4", size_of::<AnnouncedKey<V4>>(), size_of::<u32>(), MAX_ANNOUNCED),
+        ("announced_v6", size_of::<AnnouncedKey<V6>>(), size_of::<u32>(), MAX_ANNOUNCED),
         ("backends_v4", INDEX, size_of::<Backend<V4>>(), MAX_BACKENDS),
         ("backends_v6", INDEX, size_of::<Backend<V6>>(), MAX_BACKENDS),
         ("counters", INDEX, size_of::<u64>(), counter::SLOTS),
@@ -33,16 +37,20 @@ fn expected() -> Vec<(&'static str, usize, usize, usize)> {
         ("descriptors_v6", INDEX, size_of::<Descriptor>(), MAX_FRONTENDS),
         ("devices", INDEX, size_of::<Device>(), MAX_DEVICES),
         ("drops", INDEX, size_of::<u64>(), drop_reason::SLOTS),
-        ("flows_v4", size_of::<FlowKey<V4>>(), size_of::<Flow<V4>>(), MAX_FLOWS),
-        ("flows_v6", size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>(), MAX_FLOWS),
+        ("flows_v4", INDEX, size_of::<FlowSet<V4>>(), FLOW_SETS),
+        ("flows_v6", INDEX, size_of::<FlowSet<V6>>(), FLOW_SETS),
         ("fragments_v4", size_of::<FragmentKey<V4>>(), size_of::<FragmentPorts>(), MAX_FRAGMENTS),
         ("fragments_v6", size_of::<FragmentKey<V6>>(), size_of::<FragmentPorts>(), MAX_FRAGMENTS),
+        ("free_ports", INDEX, size_of::<u64>(), PORT_WORDS),
         ("frontends_v4", size_of::<FrontendKey<V4>>(), size_of::<u32>(), MAX_FRONTENDS),
         ("frontends_v6", size_of::<FrontendKey<V6>>(), size_of::<u32>(), MAX_FRONTENDS),
+        ("hops", INDEX, size_of::<Hop>(), MAX_HOPS),
         ("members", size_of::<MemberKey>(), size_of::<u32>(), MAX_MEMBERS),
         ("mode", INDEX, size_of::<u32>(), 1),
         ("names_v4", INDEX, size_of::<FrontendInfo>(), MAX_FRONTENDS),
         ("names_v6", INDEX, size_of::<FrontendInfo>(), MAX_FRONTENDS),
+        ("near_devices", INDEX, size_of::<Device>(), NEAR_DEVICES),
+        ("port_share", INDEX, size_of::<u32>(), 1),
         ("ranges_v4", PREFIX_LEN + size_of::<RangeKey<V4>>(), size_of::<u32>(), MAX_RANGES),
         ("ranges_v6", PREFIX_LEN + size_of::<RangeKey<V6>>(), size_of::<u32>(), MAX_RANGES),
         ("sockets_v4", size_of::<SocketKey<V4>>(), size_of::<SocketPeer<V4>>(), MAX_SOCKETS),
@@ -50,6 +58,7 @@ fn expected() -> Vec<(&'static str, usize, usize, usize)> {
         ("stats_v4", INDEX, size_of::<FrontendStats>(), MAX_FRONTENDS),
         ("stats_v6", INDEX, size_of::<FrontendStats>(), MAX_FRONTENDS),
         ("tables", INDEX, size_of::<TableBlock>(), TABLE_BLOCKS),
+        ("watch", INDEX, size_of::<Watch>(), 1),
     ]
 }
 
@@ -72,7 +81,7 @@ fn the_object_has_exactly_the_maps_that_are_pinned() {
         .map(|(name, key, value, entries)| (name.to_owned(), [key, value, entries]))
         .collect();
     assert_eq!(found, expected, "a changed layout needs another ABI_VERSION");
-    assert_eq!(ABI_VERSION, 3);
+    assert_eq!(ABI_VERSION, 4);
 }
 
 /// Map memory is charged to the pod that creates the maps: the bound of what a container needs.
@@ -104,7 +113,6 @@ fn memory(name: &str, key: usize, value: usize, entries: usize) -> usize {
         "addresses",
         "affinity",
         "devices",
-        "flows",
         "fragments",
         "frontends",
         "members",
@@ -149,6 +157,14 @@ fn the_object_has_the_programs_that_are_attached() {
     assert_eq!(found, expected.into());
 }
 
+/// Bytes of key and value of a map's elements.
+const fn element_sizes(map: &Layout) -> [usize; 2] {
+    match map.sets {
+        Some(Sets { ways, stride }) => [INDEX, ways * stride],
+        None => [map.key_size, map.value_size],
+    }
+}
+
 #[test]
 fn what_each_pinned_map_consists_of_is_written_down() {
     let found: Vec<_> = maps()
@@ -156,6 +172,6 @@ fn what_each_pinned_map_consists_of_is_written_down() {
         .map(|(name, spec)| (name.clone(), [spec.key_size as usize, spec.value_size as usize]))
         .collect();
     let described: Vec<_> =
-        MAPS.iter().map(|map| (map.name.to_owned(), [map.key_size, map.value_size])).collect();
+        MAPS.iter().map(|map| (map.name.to_owned(), element_sizes(map))).collect();
     assert_eq!(found, described);
 }

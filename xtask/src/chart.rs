@@ -1,9 +1,9 @@
-//! Renders the flat manifest from the Helm chart.
+//! Renders the flat manifests from the Helm chart.
 
 use std::fs;
 
 use anyhow::{Context as _, Result, bail};
-use lbxdp_tests::chart::{FLAT, Helm, flat};
+use lbxdp_tests::chart::{FLAT, FLAT_DEFINITIONS, Helm, flat, flat_definitions};
 
 use crate::util::{root, step};
 
@@ -17,17 +17,21 @@ pub struct Options {
 
 /// The command.
 pub fn run(options: &Options) -> Result<()> {
-    let rendered = flat(&Helm::get()?)?;
-    let path = root().join(FLAT);
+    compare(FLAT, &flat(&Helm::get()?)?, options.check)?;
+    compare(FLAT_DEFINITIONS, &flat_definitions()?, options.check)
+}
+
+fn compare(name: &str, rendered: &str, is_check: bool) -> Result<()> {
+    let path = root().join(name);
     let committed = fs::read_to_string(&path).unwrap_or_default();
     if committed == rendered {
-        step(&format!("{FLAT} is what the chart gives"));
-    } else if options.check {
-        bail!("{FLAT} is not what the chart gives: run `cargo xtask chart`");
+        step(&format!("{name} is what the chart gives"));
+    } else if is_check {
+        bail!("{name} is not what the chart gives: run `cargo xtask chart`");
     } else {
-        fs::create_dir_all(path.parent().unwrap_or(root())).context(FLAT)?;
-        fs::write(&path, rendered).context(FLAT)?;
-        step(&format!("wrote {FLAT}"));
+        fs::create_dir_all(path.parent().unwrap_or(root())).context(name.to_owned())?;
+        fs::write(&path, rendered).context(name.to_owned())?;
+        step(&format!("wrote {name}"));
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! A client, two nodes and four pods on one machine, and real requests through what the agents
-//! made of `examples/`.
+//! made of `examples/`; and an address of a pool, which moves when its node's agent is gone.
+
+mod lan;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
@@ -9,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail, ensure};
 use lbxdp_tests::cluster::{CLIENT_V4, CLIENT_V6, UPLINK};
+use lbxdp_tests::manifests::Manifests;
 use lbxdp_tests::process::{command, run as run_command, workspace_binary};
 use lbxdp_tests::traffic::http;
 use lbxdp_tests::traffic::socket::Source;
@@ -50,20 +53,25 @@ fn show() -> Result<()> {
     let _servers = serve(&cluster, &nginx_files);
 
     title("An agent on each node");
-    let manifests = root().join("examples");
-    let agents: Vec<Agent> = cluster
+    // What is written later goes into a copy.
+    let manifests = Manifests::of(&cluster);
+    manifests.copy_from(&root().join("examples"));
+    let key = Scratch::new("key");
+    let options = AgentOptions { devices: vec![UPLINK.to_owned()], ..AgentOptions::default() };
+    let options = lan::options(&cluster, &key, options)?;
+    let mut agents: Vec<Agent> = cluster
         .nodes
         .iter()
         .map(|node| {
             let start = Instant::now();
-            let options =
-                AgentOptions { devices: vec![UPLINK.to_owned()], ..AgentOptions::default() };
-            let agent = Agent::start(node, &manifests, options);
+            let agent = Agent::start(node, &manifests.path(), options.clone());
             println!(
-                "  {}: lbxdp-agent run --manifests examples --node-name {} --device {UPLINK}, \
-                 ready after {:.1} s",
+                "  {}: lbxdp-agent run --manifests examples --node-name {} --device {UPLINK} \
+                 --members-key-file key --peer {} --peer {}, ready after {:.1} s",
                 node.name,
                 node.name,
+                cluster.node(0).v4,
+                cluster.node(1).v4,
                 start.elapsed().as_secs_f64()
             );
             agent
@@ -87,10 +95,13 @@ fn show() -> Result<()> {
     println!("{}", indent(&agent.cli(&["status"])));
     title("What it serves (lbxdp-agent service list)");
     println!("{}", indent(&agent.cli(&["service", "list"])));
-    let map = agent.pin_path().join("v3/frontends_v4");
-    title("The same, as the kernel holds it (bpftool map dump pinned …/v3/frontends_v4)");
+    let map = agent.pin_path().join("v4/frontends_v4");
+    title("The same, as the kernel holds it (bpftool map dump pinned …/v4/frontends_v4)");
     let dump = run_command(command("bpftool").args(["map", "dump", "pinned"]).arg(&map));
     println!("{}", indent(&excerpt(&dump, 24)));
+
+    title("An address of a pool, announced on the client's own network");
+    lan::show(&cluster, &manifests, &mut agents)?;
 
     if !failures.is_empty() {
         bail!("not as it should be:\n  {}", failures.join("\n  "));

@@ -21,6 +21,8 @@ const DESCRIPTION: &str = "Kubernetes Services in the kernel: the agent of a nod
 const MOUNT_POINTS: &[&str] = &[
     "dev/",
     "etc/",
+    "etc/lbxdp/",
+    "etc/lbxdp/members/",
     "host/",
     "host/cgroup/",
     "proc/",
@@ -108,7 +110,10 @@ fn archive(agent: &[u8], tag: &str) -> Result<Vec<u8>> {
             ("org.opencontainers.image.title", "lbxdp"),
             ("org.opencontainers.image.description", DESCRIPTION),
             ("org.opencontainers.image.version", env!("CARGO_PKG_VERSION")),
-            ("org.opencontainers.image.licenses", "(Apache-2.0 OR MIT) AND GPL-2.0-only"),
+            (
+                "org.opencontainers.image.licenses",
+                "(Apache-2.0 OR MIT) AND MPL-2.0 AND GPL-2.0-only",
+            ),
         ],
         created_by: "cargo xtask image",
     }

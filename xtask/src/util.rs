@@ -83,8 +83,8 @@ pub fn build_next() -> Result<()> {
     crate::build_ebpf::run_next()?;
     step("building the agent with the next layout of maps");
     let mut build = cargo();
-    // Nobody debugs it, and it serves a handful of Services: the compiler is what takes time.
-    for setting in ["opt-level=0", "debug=false"] {
+    // Nobody debugs it. It copies maps as large as any, so it is optimised as the other one is.
+    for setting in ["opt-level=1", "debug=false"] {
         build.args(["--config", &format!("profile.dev.package.lbxdp-agent.{setting}")]);
     }
     build.args(["build", "--workspace", "--bin", "lbxdp-agent-next", "--quiet"]);

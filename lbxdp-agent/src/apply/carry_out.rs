@@ -60,6 +60,23 @@ impl BackendEntry {
         self
     }
 
+    /// Index of the next hop on the way to it, zero where the kernel is asked.
+    pub const fn hop(&self) -> u32 {
+        match self {
+            Self::V4(backend) => backend.hop,
+            Self::V6(backend) => backend.hop,
+        }
+    }
+
+    /// The same backend, the way to which the kernel is asked for.
+    pub const fn without_hop(mut self) -> Self {
+        match &mut self {
+            Self::V4(backend) => backend.hop = 0,
+            Self::V6(backend) => backend.hop = 0,
+        }
+        self
+    }
+
     /// Whether it empties its slot.
     pub const fn is_unused(&self) -> bool {
         match self {

@@ -245,22 +245,10 @@ impl Maps for FakeMaps {
         Ok(self.udp_flows.clone())
     }
 
-    fn end_flow(&mut self, flow: &FlowEntry) -> Result<bool, MapError> {
+    fn end_half(&mut self, half: &FlowEntry) -> Result<bool, MapError> {
         let before = self.udp_flows.len();
-        self.udp_flows.retain(|other| other != flow && !is_other_half(flow, other));
+        self.udp_flows.retain(|other| other != half);
         Ok(self.udp_flows.len() < before)
-    }
-}
-
-fn is_other_half(flow: &FlowEntry, other: &FlowEntry) -> bool {
-    match (flow, other) {
-        (FlowEntry::V4(key, flow), FlowEntry::V4(sibling, other)) => {
-            flow.sibling_key(key) == *sibling && other.undoes(key)
-        }
-        (FlowEntry::V6(key, flow), FlowEntry::V6(sibling, other)) => {
-            flow.sibling_key(key) == *sibling && other.undoes(key)
-        }
-        (FlowEntry::V4(..), FlowEntry::V6(..)) | (FlowEntry::V6(..), FlowEntry::V4(..)) => false,
     }
 }
 
@@ -280,7 +268,7 @@ mod tests {
 
     fn backend(port: u16) -> MapOp {
         let addr = [10, 1, 0, 1];
-        let backend = Backend { addr, snat_addr: [192, 0, 2, 1], port, flags: 0, _pad: 0 };
+        let backend = Backend { addr, snat_addr: [192, 0, 2, 1], port, flags: 0, hop: 0 };
         MapOp::SetBackend { id: 1, backend: BackendEntry::V4(backend) }
     }
 

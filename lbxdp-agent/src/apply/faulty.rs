@@ -56,11 +56,11 @@ impl<M: Maps> Maps for FaultyMaps<M> {
         self.inner.udp_flows()
     }
 
-    fn end_flow(&mut self, flow: &FlowEntry) -> Result<bool, MapError> {
+    fn end_half(&mut self, half: &FlowEntry) -> Result<bool, MapError> {
         if self.fails() {
             let source = std::io::Error::other("failed on purpose");
-            return Err(MapError { map: "faulty", key: format!("{flow:?}"), source });
+            return Err(MapError { map: "faulty", key: format!("{half:?}"), source });
         }
-        self.inner.end_flow(flow)
+        self.inner.end_half(half)
     }
 }

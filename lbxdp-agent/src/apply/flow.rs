@@ -30,6 +30,22 @@ impl FlowEntry {
         }
     }
 
+    /// Whether it is the half that replies meet.
+    pub const fn is_reply(&self) -> bool {
+        match self {
+            Self::V4(_, flow) => flow.has(Flow::<[u8; 4]>::REPLY),
+            Self::V6(_, flow) => flow.has(Flow::<[u8; 16]>::REPLY),
+        }
+    }
+
+    /// From where to where the packets of the other half come in.
+    pub fn other_arrives(&self) -> (SocketAddr, SocketAddr) {
+        match self {
+            Self::V4(key, flow) => Self::V4(flow.sibling_key(key), *flow).arrives(),
+            Self::V6(key, flow) => Self::V6(flow.sibling_key(key), *flow).arrives(),
+        }
+    }
+
     /// From where to where the packets of this half come in.
     pub fn arrives(&self) -> (SocketAddr, SocketAddr) {
         fn of<A: Octets + Into<IpAddr>>(key: &FlowKey<A>) -> (SocketAddr, SocketAddr) {
@@ -41,6 +57,14 @@ impl FlowEntry {
         match self {
             Self::V4(key, _) => of(key),
             Self::V6(key, _) => of(key),
+        }
+    }
+
+    /// The ports that packets of this half and of the other one come in for.
+    pub const fn ports(&self) -> [u16; 2] {
+        match self {
+            Self::V4(key, flow) => [key.dst_port, flow.src_port],
+            Self::V6(key, flow) => [key.dst_port, flow.src_port],
         }
     }
 

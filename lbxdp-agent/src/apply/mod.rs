@@ -3,10 +3,13 @@
 //! Three implementations: `pinned` (the kernel's maps), `fake` (memory) and `faulty` (memory that
 //! fails on purpose, to prove that reconciliation converges).
 
+pub mod announced;
 mod carry_out;
 pub mod fake;
 pub mod faulty;
 mod flow;
+mod flow_table;
+mod mapping;
 pub mod pinned;
 pub mod pressure;
 mod slots;
@@ -19,6 +22,7 @@ use ipnet::IpNet;
 use lbxdp_common::{AddressFlags, Backend, Descriptor, FrontendInfo, MemberKey};
 
 pub use self::flow::FlowEntry;
+pub use self::flow_table::{FlowTable, IfThere};
 pub use self::slots::Slots;
 use crate::model::{Family, FrontendAddr};
 use crate::table::Table;
@@ -125,6 +129,16 @@ pub enum MapOp {
     },
 }
 
+impl MapOp {
+    /// The table that this writes, and its first block.
+    pub(super) const fn table(&self) -> Option<(u32, &Table)> {
+        match self {
+            Self::WriteTable { first_block, table } => Some((*first_block, table)),
+            _ => None,
+        }
+    }
+}
+
 /// What the maps hold: read once at the start, then kept in step with the operations applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Actual {
@@ -181,7 +195,7 @@ pub trait Maps {
     /// Both halves of every UDP flow, expired ones too.
     fn udp_flows(&self) -> Result<Vec<FlowEntry>, MapError>;
 
-    /// Removes a flow, given one of its halves: each half unless it is another flow's by now. Says
-    /// whether there was anything to remove.
-    fn end_flow(&mut self, flow: &FlowEntry) -> Result<bool, MapError>;
+    /// Removes one half of a flow, unless the entry is another flow's by now. Says whether there was
+    /// anything to remove.
+    fn end_half(&mut self, half: &FlowEntry) -> Result<bool, MapError>;
 }

@@ -3,8 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZero;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::panic::resume_unwind;
+use std::thread;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -12,17 +16,22 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuArray,
 use ipnet::IpNet;
 use lbxdp_common::{
     AddressFlags, Backend, Counter, Descriptor, Device, DropReason, Flow, FlowKey, FlowState,
-    FrontendInfo, FrontendKey, FrontendStats, IPPROTO_UDP, MemberKey, Mode, Octets, RangeKey,
-    limits::TABLE_BLOCKS,
+    FrontendInfo, FrontendKey, FrontendStats, Hop, IPPROTO_UDP, MemberKey, Mode, Octets, RangeKey,
+    limits::{PORT_WORDS, TABLE_BLOCKS},
 };
 
 pub use super::FlowEntry;
+use super::flow_table::{Entry, FlowTable, IfThere};
+use super::mapping::{OnDemand, SharedArray};
 use super::{Actual, BackendEntry, MapError, MapOp, Maps, flow};
 use crate::model::{Family, FrontendAddr, Protocol};
 use crate::pins::Pins;
 use crate::slab::BlockRange;
-use crate::sys::raw::Write;
-use crate::sys::{self, Access, MmapArray};
+use crate::sys::{self, Access};
+use crate::table::Table;
+
+/// Tables that are worth a thread: some milliseconds of filling.
+const TABLES_PER_THREAD: usize = 64;
 
 /// Errors of aya as the kernel's errors that they mostly are.
 pub(super) fn io_error(error: AyaError) -> io::Error {
@@ -66,39 +75,18 @@ where
     M::try_from(map).map_err(io_error).map_err(map_error(name, "the pinned map"))
 }
 
-/// A mmapable array. The kernel refuses to map what was opened for reading only (a shared mapping
-/// of a read-only file counts as private, and maps take only shared ones), so readers look up.
-enum Shared<T> {
-    Mapped(MmapArray<T>),
-    Lookups(OwnedFd),
+fn shared<T: Pod>(
+    pins: &Pins,
+    name: &'static str,
+    access: Access,
+) -> Result<SharedArray<T>, MapError> {
+    SharedArray::open(&pins.map(name), access).map_err(map_error(name, pins.map(name).display()))
 }
 
-impl<T: Pod> Shared<T> {
-    fn open(pins: &Pins, name: &'static str, access: Access) -> Result<Self, MapError> {
-        sys::obj_get(&pins.map(name), access)
-            .and_then(|fd| match access {
-                Access::ReadOnly => Ok(Self::Lookups(fd)),
-                Access::ReadWrite => MmapArray::new(fd).map(Self::Mapped),
-            })
-            .map_err(map_error(name, pins.map(name).display()))
-    }
-
-    fn read(&self) -> io::Result<Vec<T>> {
-        match self {
-            Self::Mapped(array) => Ok((0..array.len()).filter_map(|id| array.read(id)).collect()),
-            Self::Lookups(fd) => {
-                let entries = sys::read_batched::<u32, T>(fd.as_fd())?;
-                Ok(entries.into_iter().map(|(_, value)| value).collect())
-            }
-        }
-    }
-
-    fn mapped(&self) -> io::Result<&MmapArray<T>> {
-        match self {
-            Self::Mapped(array) => Ok(array),
-            Self::Lookups(_) => Err(io::ErrorKind::PermissionDenied.into()),
-        }
-    }
+pub(super) fn open_flows<A: Addr>(pins: &Pins, access: Access) -> Result<FlowTable<A>, MapError> {
+    sys::obj_get(&pins.map(A::FLOWS), access)
+        .and_then(|fd| FlowTable::new(fd, access))
+        .map_err(map_error(A::FLOWS, pins.map(A::FLOWS).display()))
 }
 
 /// A whole hash: in batches, or key by key where the kernel cannot.
@@ -200,15 +188,50 @@ impl<K: Pod, V: Pod> Hash<K, V> {
     }
 }
 
+fn write_table(map: BorrowedFd<'_>, first_block: u32, table: &Table) -> Result<(), MapError> {
+    sys::write_range(map, first_block, &table.blocks()).map_err(map_error("tables", first_block))
+}
+
+/// Writes tables, which nothing publishes yet, with all processors if they are many. How many of them,
+/// from the first on, are written, and what failed with the next one.
+fn write_tables(map: BorrowedFd<'_>, tables: &[(u32, &Table)]) -> (usize, Option<MapError>) {
+    let write = |tables: &[(u32, &Table)]| {
+        for (done, (first_block, table)) in tables.iter().enumerate() {
+            if let Err(error) = write_table(map, *first_block, table) {
+                return (done, Some(error));
+            }
+        }
+        (tables.len(), None)
+    };
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let share = tables.len().div_ceil(processors).max(TABLES_PER_THREAD);
+    if tables.len() <= share {
+        return write(tables);
+    }
+    thread::scope(|scope| {
+        let shares = tables.chunks(share);
+        let threads: Vec<_> = shares.map(|share| scope.spawn(move || write(share))).collect();
+        let mut done = 0;
+        for thread in threads {
+            let (count, failure) = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            done += count;
+            if failure.is_some() {
+                return (done, failure);
+            }
+        }
+        (done, None)
+    })
+}
+
 /// The maps of one family.
 struct FamilyMaps<A: Addr> {
     addresses: Hash<A, AddressFlags>,
     frontends: Hash<FrontendKey<A>, u32>,
-    descriptors: Shared<Descriptor>,
-    backends: Shared<Backend<A>>,
+    descriptors: SharedArray<Descriptor>,
+    backends: SharedArray<Backend<A>>,
     names: Array<MapData, FrontendInfo>,
     names_fd: MapData,
-    flows: Hash<FlowKey<A>, Flow<A>>,
+    flows: OnDemand<FlowTable<A>>,
     ranges: LpmTrie<MapData, RangeKey<A>, u32>,
     stats: PerCpuArray<MapData, FrontendStats>,
 }
@@ -218,16 +241,23 @@ impl<A: Addr> FamilyMaps<A> {
         Ok(Self {
             addresses: Hash::open(pins, A::ADDRESSES, access)?,
             frontends: Hash::open(pins, A::FRONTENDS, access)?,
-            descriptors: Shared::open(pins, A::DESCRIPTORS, access)?,
-            backends: Shared::open(pins, A::BACKENDS, access)?,
+            descriptors: shared(pins, A::DESCRIPTORS, access)?,
+            backends: shared(pins, A::BACKENDS, access)?,
             names: typed(pins, A::NAMES, access)?,
             names_fd: sys::obj_get(&pins.map(A::NAMES), access)
                 .and_then(|fd| MapData::from_fd(fd).map_err(io_error))
                 .map_err(map_error(A::NAMES, pins.map(A::NAMES).display()))?,
-            flows: Hash::open(pins, A::FLOWS, access)?,
+            flows: OnDemand::open(&pins.map(A::FLOWS), access, FlowTable::new)
+                .map_err(map_error(A::FLOWS, pins.map(A::FLOWS).display()))?,
             ranges: typed(pins, A::RANGES, access)?,
             stats: typed(pins, A::STATS, access)?,
         })
+    }
+
+    fn let_go(&mut self) {
+        self.descriptors.let_go();
+        self.backends.let_go();
+        self.flows.let_go();
     }
 
     fn read(&self, actual: &mut Actual) -> Result<(), MapError> {
@@ -304,9 +334,20 @@ impl<A: Addr> FamilyMaps<A> {
         })
     }
 
+    /// Backends that have a next hop, and its index.
+    fn hops_by_backend(&self) -> Result<impl Iterator<Item = (SocketAddr, u32)>, MapError> {
+        let backends = self.backends.read().map_err(map_error(A::BACKENDS, "all entries"))?;
+        let used = backends.into_iter().filter(|backend| backend.port != 0 && backend.hop != 0);
+        Ok(used.map(|backend| (SocketAddr::new(backend.addr.ip(), backend.port), backend.hop)))
+    }
+
+    fn read_flows(&self) -> Result<Vec<Entry<A>>, MapError> {
+        self.flows.get().and_then(FlowTable::read).map_err(map_error(A::FLOWS, "all entries"))
+    }
+
     /// See [`PinnedMaps::flow_counts`].
     fn count_flows(&self, now: u64, counts: &mut FlowCounts) -> Result<(), MapError> {
-        for (key, flow) in self.flows.read()? {
+        for (key, flow) in self.read_flows()? {
             if flow.is_live_request(now) {
                 counts.count(key.protocol, flow.state, flow.has(Flow::<A>::FOREIGN));
             }
@@ -316,11 +357,8 @@ impl<A: Addr> FamilyMaps<A> {
 
     /// Enters a half unless there is one already. Whether there was none.
     fn enter_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<bool, MapError> {
-        match self.flows.map.insert(key, flow, Write::New as u64).map_err(io_error) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            Err(error) => Err(map_error(A::FLOWS, format!("{key:?}"))(error)),
-        }
+        let entered = self.flows.get().and_then(|table| table.insert(key, flow, IfThere::Keep));
+        entered.map_err(map_error(A::FLOWS, format!("{key:?}")))
     }
 
     fn infos(&self) -> io::Result<Vec<(u32, FrontendInfo)>> {
@@ -413,7 +451,7 @@ impl<A: Addr> FamilyMaps<A> {
     /// Both addresses that stay the service's in each entry: the frontend's and the backend's. A
     /// reply entry may have been evicted and come back, so each entry speaks for both.
     fn flow_addresses(&self, now: u64, into: &mut BTreeSet<IpAddr>) -> Result<(), MapError> {
-        for (key, flow) in self.flows.read()? {
+        for (key, flow) in self.read_flows()? {
             // What the stack translates needs nothing of what is programmed.
             if flow.expired(now) || flow.has(Flow::<A>::FOREIGN) {
                 continue;
@@ -425,27 +463,19 @@ impl<A: Addr> FamilyMaps<A> {
         Ok(())
     }
 
-    /// See [`Maps::end_flow`].
-    fn end_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<bool, MapError> {
+    /// See [`Maps::end_half`].
+    fn end_half(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<bool, MapError> {
         let sibling = flow.sibling_key(key);
-        let leads_there = |now: &Flow<A>| now.sibling_key(key) == sibling;
-        let ended = self.remove_flow(key, leads_there)?;
-        Ok(self.remove_flow(&sibling, |now| now.undoes(key))? || ended)
+        self.remove_flow(key, |now| now.sibling_key(key) == sibling)
     }
 
-    /// Removes an entry if it is the one that is meant. Between the look and the removal it may
-    /// become another flow's: that one then loses a half, which its next packet puts back.
+    /// Removes an entry if it is the one that is meant.
     fn remove_flow(
         &mut self,
         key: &FlowKey<A>,
         is_meant: impl Fn(&Flow<A>) -> bool,
     ) -> Result<bool, MapError> {
-        let removed = match self.flows.map.get(key, 0).map_err(io_error) {
-            Ok(flow) if is_meant(&flow) => or_missing(self.flows.map.remove(key)).map(|()| true),
-            Ok(_) => Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        };
+        let removed = self.flows.get().and_then(|table| table.remove(key, is_meant));
         removed.map_err(map_error(A::FLOWS, format!("{key:?}")))
     }
 }
@@ -504,6 +534,9 @@ pub struct PinnedMaps {
     tables: OwnedFd,
     members: Hash<MemberKey, u32>,
     devices: Hash<u32, Device>,
+    near_devices: SharedArray<Device>,
+    hops: SharedArray<Hop>,
+    free_ports: SharedArray<u64>,
     mode: Array<MapData, u32>,
     drops: PerCpuArray<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
@@ -531,6 +564,9 @@ impl PinnedMaps {
             tables,
             members: Hash::open(pins, "members", access)?,
             devices: Hash::open(pins, "devices", access)?,
+            near_devices: shared(pins, "near_devices", access)?,
+            hops: shared(pins, "hops", access)?,
+            free_ports: shared(pins, "free_ports", access)?,
             mode: typed(pins, "mode", access)?,
             drops: typed(pins, "drops", access)?,
             counters: typed(pins, "counters", access)?,
@@ -544,9 +580,7 @@ impl PinnedMaps {
                 BackendEntry::V6(backend) => self.v6.set_backend(*id, backend),
             },
             MapOp::WriteTable { first_block, table } => {
-                let blocks = table.blocks();
-                let written = sys::write_range(self.tables.as_fd(), *first_block, &blocks);
-                written.map_err(map_error("tables", first_block))
+                write_table(self.tables.as_fd(), *first_block, table)
             }
             MapOp::SetMember { member } => {
                 let inserted = self.members.map.insert(member, 1, 0);
@@ -574,10 +608,13 @@ impl PinnedMaps {
                 Family::V4 => self.v4.reset_stats(*id),
                 Family::V6 => self.v6.reset_stats(*id),
             },
-            MapOp::InsertFrontend { addr, id } => match addr.addr {
-                IpAddr::V4(ip) => self.v4.insert_frontend(ip.octets(), addr, *id),
-                IpAddr::V6(ip) => self.v6.insert_frontend(ip.octets(), addr, *id),
-            },
+            MapOp::InsertFrontend { addr, id } => {
+                self.occupy_ports(addr.port..=addr.port)?;
+                match addr.addr {
+                    IpAddr::V4(ip) => self.v4.insert_frontend(ip.octets(), addr, *id),
+                    IpAddr::V6(ip) => self.v6.insert_frontend(ip.octets(), addr, *id),
+                }
+            }
             MapOp::RemoveFrontend { addr } => match addr.addr {
                 IpAddr::V4(ip) => self.v4.remove_frontend(ip.octets(), addr),
                 IpAddr::V6(ip) => self.v6.remove_frontend(ip.octets(), addr),
@@ -593,10 +630,23 @@ impl PinnedMaps {
         }
     }
 
+    /// Has this process do without the flow tables, until they are looked into again.
+    pub fn let_go_of_flows(&mut self) {
+        self.v4.flows.let_go();
+        self.v6.flows.let_go();
+    }
+
+    /// The same with everything that reading the maps has mapped. What is written often is mapped
+    /// again by the first write; of a family that no Service has, nothing is.
+    pub fn let_go(&mut self) {
+        self.v4.let_go();
+        self.v6.let_go();
+    }
+
     /// Every entry of both flow tables, expired ones too; compare with [`sys::coarse_ns`].
     pub fn flows(&self) -> Result<impl Iterator<Item = FlowEntry>, MapError> {
-        let v4 = self.v4.flows.read()?.into_iter().map(|(key, flow)| FlowEntry::V4(key, flow));
-        let v6 = self.v6.flows.read()?.into_iter().map(|(key, flow)| FlowEntry::V6(key, flow));
+        let v4 = self.v4.read_flows()?.into_iter().map(|(key, flow)| FlowEntry::V4(key, flow));
+        let v6 = self.v6.read_flows()?.into_iter().map(|(key, flow)| FlowEntry::V6(key, flow));
         Ok(v4.chain(v6))
     }
 
@@ -627,6 +677,9 @@ impl PinnedMaps {
     /// Enters a half of a flow that the stack translates, unless packets of its kind have a flow
     /// already. Whether they had none.
     pub fn enter_foreign(&mut self, entry: &FlowEntry) -> Result<bool, MapError> {
+        for port in entry.ports() {
+            self.occupy_ports(port..=port)?;
+        }
         match entry {
             FlowEntry::V4(key, flow) => self.v4.enter_flow(key, flow),
             FlowEntry::V6(key, flow) => self.v6.enter_flow(key, flow),
@@ -643,6 +696,42 @@ impl PinnedMaps {
                 self.v6.remove_flow(key, |now| now.has(Flow::<[u8; 16]>::FOREIGN))
             }
         }
+    }
+
+    /// Has programs look for flows and frontends at these ports of the node's own addresses. Before
+    /// anything is there to be found.
+    pub fn occupy_ports(&self, ports: RangeInclusive<u16>) -> Result<(), MapError> {
+        let occupied = self.free_ports.mapped().and_then(|free| {
+            for port in ports {
+                let (word, bit) = place_of(port);
+                let ports = free.read(word).unwrap_or_default();
+                if ports & bit != 0 {
+                    free.write(word, &(ports & !bit))?;
+                }
+            }
+            Ok(())
+        });
+        occupied.map_err(map_error("free_ports", "a port"))
+    }
+
+    /// Has programs leave all ports of the node's own addresses to the node, but those of `frontends`,
+    /// those that a flow has, expired or not, and the `source` ports of flows to come. No program that
+    /// runs may use other source ports.
+    pub fn free_other_ports(
+        &self,
+        frontends: impl IntoIterator<Item = u16>,
+        source: RangeInclusive<u16>,
+    ) -> Result<(), MapError> {
+        let mut free = vec![u64::MAX; PORT_WORDS];
+        let flows = self.flows()?.flat_map(|flow| flow.ports());
+        for port in frontends.into_iter().chain(source).chain(flows) {
+            let (word, bit) = place_of(port);
+            free[word as usize] &= !bit;
+        }
+        let freed = self.free_ports.mapped().and_then(|ports| {
+            (0..).zip(&free).try_for_each(|(word, free)| ports.write(word, free))
+        });
+        freed.map_err(map_error("free_ports", "all entries"))
     }
 
     /// The mode that the programs are in.
@@ -700,19 +789,31 @@ impl PinnedMaps {
     /// Tells the programs about a device.
     pub fn set_device(&mut self, ifindex: u32, device: &Device) -> Result<(), MapError> {
         let inserted = self.devices.map.insert(ifindex, device, 0);
-        inserted.map_err(io_error).map_err(map_error("devices", ifindex))
+        inserted.map_err(io_error).map_err(map_error("devices", ifindex))?;
+        self.set_near(ifindex, device)
     }
 
     /// Makes the programs forget a device.
     pub fn remove_device(&mut self, ifindex: u32) -> Result<(), MapError> {
+        self.set_near(ifindex, &Device::default())?;
         or_missing(self.devices.map.remove(&ifindex)).map_err(map_error("devices", ifindex))
+    }
+
+    /// The same where programs look first, if it has a place there.
+    fn set_near(&self, ifindex: u32, device: &Device) -> Result<(), MapError> {
+        let stored = self.near_devices.mapped().and_then(|near| match ifindex < near.len() {
+            true => near.write(ifindex, device),
+            false => Ok(()),
+        });
+        stored.map_err(map_error("near_devices", ifindex))
     }
 
     /// Makes `devices` what the programs know; only what differs is written.
     pub fn sync_devices(&mut self, devices: &BTreeMap<u32, Device>) -> Result<(), MapError> {
         let known = self.devices()?;
         for (ifindex, device) in devices {
-            if known.get(ifindex) != Some(device) {
+            // An earlier layout had no `near_devices`.
+            if known.get(ifindex) != Some(device) || !self.is_near(*ifindex, device) {
                 self.set_device(*ifindex, device)?;
             }
         }
@@ -721,6 +822,31 @@ impl PinnedMaps {
         }
         Ok(())
     }
+
+    /// Whether programs find the device where they look first, if it has a place there.
+    fn is_near(&self, ifindex: u32, device: &Device) -> bool {
+        self.near_devices
+            .mapped()
+            .is_ok_and(|near| ifindex >= near.len() || near.read(ifindex) == Some(*device))
+    }
+
+    /// The next hop on the way to each backend that has one, valid or not.
+    pub fn backend_hops(&self) -> Result<BTreeMap<SocketAddr, Hop>, MapError> {
+        let hops = self.hops.read().map_err(map_error("hops", "all entries"))?;
+        let ids = self.v4.hops_by_backend()?.chain(self.v6.hops_by_backend()?);
+        Ok(ids.filter_map(|(addr, id)| Some((addr, *hops.get(id as usize)?))).collect())
+    }
+
+    /// The index of the next hop on the way to each address of a backend that has one.
+    pub fn hops(&self) -> Result<BTreeMap<IpAddr, u32>, MapError> {
+        let hops = self.v4.hops_by_backend()?.chain(self.v6.hops_by_backend()?);
+        Ok(hops.map(|(backend, hop)| (backend.ip(), hop)).collect())
+    }
+}
+
+/// The word of `free_ports` that a port has its bit in, and the bit.
+fn place_of(port: u16) -> (u32, u64) {
+    (u32::from(port) / 64, 1 << (port % 64))
 }
 
 fn sum_of(map: &PerCpuArray<MapData, u64>, index: u32) -> io::Result<u64> {
@@ -750,12 +876,24 @@ impl Maps for PinnedMaps {
     }
 
     fn apply(&mut self, ops: &[MapOp]) -> (usize, Option<MapError>) {
-        for (done, op) in ops.iter().enumerate() {
-            if let Err(error) = self.carry_out(op) {
-                return (done, Some(error));
+        let mut done = 0;
+        while let Some(op) = ops.get(done) {
+            let rest = ops[done..].iter();
+            let tables: Vec<_> = rest.map_while(MapOp::table).collect();
+            let (count, failure) = if tables.len() > 1 {
+                write_tables(self.tables.as_fd(), &tables)
+            } else {
+                match self.carry_out(op) {
+                    Ok(()) => (1, None),
+                    Err(error) => (0, Some(error)),
+                }
+            };
+            done += count;
+            if failure.is_some() {
+                return (done, failure);
             }
         }
-        (ops.len(), None)
+        (done, None)
     }
 
     fn flow_addresses(&self) -> Result<BTreeSet<IpAddr>, MapError> {
@@ -770,10 +908,10 @@ impl Maps for PinnedMaps {
         Ok(self.flows()?.filter(|flow| flow.protocol() == IPPROTO_UDP).collect())
     }
 
-    fn end_flow(&mut self, flow: &FlowEntry) -> Result<bool, MapError> {
-        match flow {
-            FlowEntry::V4(key, flow) => self.v4.end_flow(key, flow),
-            FlowEntry::V6(key, flow) => self.v6.end_flow(key, flow),
+    fn end_half(&mut self, half: &FlowEntry) -> Result<bool, MapError> {
+        match half {
+            FlowEntry::V4(key, flow) => self.v4.end_half(key, flow),
+            FlowEntry::V6(key, flow) => self.v6.end_half(key, flow),
         }
     }
 }

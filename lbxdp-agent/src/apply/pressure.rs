@@ -5,13 +5,13 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::Pod;
-use lbxdp_common::limits::{MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_SOCKETS};
+use lbxdp_common::limits::{MAX_ADDRESSES, MAX_AFFINITIES, MAX_SOCKETS};
 use lbxdp_common::{
-    AddressFlags, Affinity, AffinityKey, Descriptor, Flow, FlowKey, Octets, SocketKey, SocketPeer,
+    AddressFlags, Affinity, AffinityKey, Descriptor, Octets, SocketKey, SocketPeer,
 };
 
 use super::MapError;
-use super::pinned::{Addr, map_error};
+use super::pinned::{Addr, map_error, open_flows};
 use crate::pins::Pins;
 use crate::progress::Room;
 use crate::sys::{self, Access, Sample};
@@ -44,8 +44,10 @@ pub fn sampled(pins: &Pins, now: u64) -> Result<Vec<Room>, MapError> {
 fn of_family<A: Addr>(pins: &Pins, now: u64, rooms: &mut Vec<Room>) -> Result<(), MapError> {
     let addresses = sample::<A, AddressFlags>(pins, A::ADDRESSES)?;
     rooms.push(room(A::ADDRESSES, addresses.estimate(|_, _| true), MAX_ADDRESSES));
-    let flows = sample::<FlowKey<A>, Flow<A>>(pins, A::FLOWS)?;
-    rooms.push(room(A::FLOWS, flows.estimate(|_, flow| !flow.expired(now)), MAX_FLOWS));
+    let table = open_flows::<A>(pins, Access::ReadOnly)?;
+    let flows = table.sample(SAMPLE).map_err(map_error(A::FLOWS, "a sample"))?;
+    let used = flows.estimate(|_, flow| !flow.expired(now));
+    rooms.push(Room { map: A::FLOWS, used, capacity: table.capacity() });
     let sockets = sample::<SocketKey<A>, SocketPeer<A>>(pins, A::SOCKETS)?;
     rooms.push(room(A::SOCKETS, sockets.estimate(|_, _| true), MAX_SOCKETS));
     Ok(())

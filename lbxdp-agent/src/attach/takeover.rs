@@ -7,7 +7,9 @@
 //! new ([`Carry::close`]): a flow is served by whoever has it, a new one begins in the new maps. What
 //! the old maps have is complete now and is copied, and only then are the programs replaced, through
 //! the links that are there. XDP, where only one program may be, needs no second one: what an old one
-//! passes on, the new one at tc ingress serves.
+//! passes on, the new one at tc ingress serves. Until the new maps have every flow of the old ones, each
+//! generation gives out source ports of a half of its own: a flow that took the port of one it did not
+//! know would never see its replies.
 //!
 //! Nobody waits while this goes on, and each state in between serves every packet. An agent that ends
 //! in one of them leaves it to the next.
@@ -86,9 +88,12 @@ impl Dataplane {
     pub(super) fn take_over(&mut self) {
         let Some(mut takeover) = self.takeover.take() else { return };
         if !takeover.is_joined {
+            takeover.carries.iter().for_each(Carry::share_ports);
             self.join();
             takeover.is_joined = true;
             step::reached("joined");
+            // Who gives out every port has come to an end.
+            wait_for_programs();
             takeover.carries.iter_mut().for_each(Carry::join);
             // Once more: that was a long time's worth, and what follows is to be little.
             takeover.carries.iter_mut().for_each(Carry::join);
@@ -96,6 +101,7 @@ impl Dataplane {
             step::reached("closed");
             wait_for_programs();
             takeover.carries.iter_mut().for_each(Carry::join);
+            takeover.carries.iter().for_each(Carry::give_all_ports);
             tracing::info!("new flows begin in the new maps");
         } else {
             takeover.carries.iter_mut().for_each(Carry::follow);

@@ -1,24 +1,26 @@
 //! From the maps of one layout to those of another: an upgrade, or the way back.
 //!
 //! Each directory of maps says what its maps consist of, in links that lead nowhere:
-//! `v3/layout/flows_v4` → `key 16 src@0+4 dst@4+4 … value 32 …`. `ls -l` shows it, and a build
+//! `v4/layout/flows_v4` → `key 16 src@0+4 dst@4+4 … value 40 …`. `ls -l` shows it, and a build
 //! reads with it what an older or a newer one wrote ([`shape`]). Ids are copied with everything
 //! that holds them, so none has to be translated.
 
 mod known;
 mod shape;
+mod store;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-use lbxdp_common::AddressFlags;
 use lbxdp_common::layout::{Layout, MAPS, Upkeep};
+use lbxdp_common::{AddressFlags, PortShare};
 
 use crate::pins::{self, MapSpec};
 use crate::sys::Access;
 use crate::sys::raw::{RawMap, Write};
-use shape::{Conversion, Described, Shape};
+use shape::{Conversion, Described, Shape, is_zero};
+use store::Store;
 
 /// The directory of descriptions in a directory of maps.
 const LAYOUT: &str = "layout";
@@ -87,7 +89,7 @@ impl std::ops::AddAssign for Carried {
 struct Pair {
     layout: &'static Layout,
     from: RawMap,
-    to: RawMap,
+    to: Store,
     /// The shapes of `from`.
     old: Described,
     /// The shapes of `to`.
@@ -143,11 +145,11 @@ impl Pair {
         };
         let info = *from_map.info();
         anyhow::ensure!(
-            (info.key_size as usize, info.value_size as usize) == (old.key.size, old.value.size),
+            (info.key_size as usize, info.value_size as usize) == old.element_sizes(),
             "its elements are not of the size that is written beside it"
         );
         anyhow::ensure!(
-            info.map_type == to_map.info().map_type,
+            layout.sets.is_some() || info.map_type == to_map.info().map_type,
             "it is of another type than the new one"
         );
         let new = Described::new(layout);
@@ -156,7 +158,7 @@ impl Pair {
             key: Conversion::new(&old.key, &new.key),
             value: Conversion::new(&old.value, &new.value),
             from: from_map,
-            to: to_map,
+            to: Store::new(layout, to_map, &to.join(layout.name))?,
             old,
             new,
             counted: None,
@@ -186,9 +188,9 @@ impl Pair {
     ) -> io::Result<Carried> {
         let mut carried = Carried::default();
         let mut failed = None;
-        self.from.for_each(&mut |key, value| {
+        store::for_each(&self.from, &self.old, &mut |key, value| {
             // The elements of an array are there before anybody wrote them, all zero.
-            if !wanted(value) || self.from.is_array() && value.iter().all(|byte| *byte == 0) {
+            if !wanted(value) || self.from.is_array() && is_zero(value) {
                 return;
             }
             let converted = self.key.key(key).zip(self.value.value(value));
@@ -239,12 +241,22 @@ impl Pair {
             let time = |value: &[u8]| pair.new.value.number(value, clock).unwrap_or_default();
             match pair.to.lookup(key)? {
                 Some(there) if time(&there) > time(value) => Ok(false),
-                Some(there) if there == value => Ok(false),
+                Some(there) if pair.is_known(&there, value) => Ok(false),
                 _ => pair.to.update(key, value, Write::Any).map(|()| true),
             }
         })?;
         self.seen = latest.get();
         Ok(carried)
+    }
+
+    /// Whether an element of the new map says all that `value` does.
+    fn is_known(&self, there: &[u8], value: &[u8]) -> bool {
+        let mut value = value.to_owned();
+        if let Some(check) = self.new.value.number(there, "check") {
+            // Each table's own affair.
+            self.new.value.set_number(&mut value, "check", check);
+        }
+        there == value
     }
 
     /// Adds what was counted and not yet added. It goes to the first processor's share, whose
@@ -254,7 +266,7 @@ impl Pair {
         let mut carried = Carried::default();
         let mut sums = Vec::new();
         self.from.for_each(&mut |key, element| {
-            if element.iter().all(|byte| *byte == 0) {
+            if is_zero(element) {
                 return;
             }
             let mut sum = vec![0_u64; self.new.value.size / 8];
@@ -306,6 +318,9 @@ pub struct Carry {
     pairs: Vec<Pair>,
     /// The addresses that the old programs look at, and what they know about each.
     addresses: Vec<(RawMap, Shape)>,
+    /// Where the old programs, and the new ones, see which source ports they may give out. Earlier
+    /// builds have no such map.
+    shares: [Option<RawMap>; 2],
 }
 
 impl Carry {
@@ -331,7 +346,32 @@ impl Carry {
             })
             .filter(|(map, shape)| map.info().value_size as usize == shape.size)
             .collect();
-        Self { pairs, addresses }
+        let shares = [from, to]
+            .map(|directory| RawMap::open(&directory.join("port_share"), Access::ReadWrite).ok());
+        Self { pairs, addresses, shares }
+    }
+
+    /// Lets the new programs give out other source ports than the old ones: each of them begins flows
+    /// that the other does not know as yet, and of two with one port only one would get its replies.
+    /// To be called before the new ones see a packet; what the old ones began with a port of the other
+    /// half is to be copied before they are closed.
+    pub fn share_ports(&self) {
+        self.set_shares([PortShare::Lower, PortShare::Upper]);
+    }
+
+    /// Gives the new programs all source ports: they know every flow there is.
+    pub fn give_all_ports(&self) {
+        self.set_shares([PortShare::Lower, PortShare::All]);
+    }
+
+    fn set_shares(&self, shares: [PortShare; 2]) {
+        for (map, share) in self.shares.iter().zip(shares) {
+            let Some(map) = map else { continue };
+            let number = (share as u32).to_ne_bytes();
+            if let Err(error) = map.update(&[0; 4], &number, Write::Any) {
+                tracing::warn!(share = share.as_str(), %error, "sharing source ports");
+            }
+        }
     }
 
     /// Fills maps that no program uses yet.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use lbxdp_common::layout::{Field, Layout};
+use lbxdp_common::layout::{Field, Layout, Sets};
 
 /// The largest key or value that is believed.
 const LARGEST: usize = 4_096;
@@ -96,6 +96,8 @@ pub struct Described {
     pub key: Shape,
     /// Its values.
     pub value: Shape,
+    /// Where entries with such keys and values are in its elements, if they are not the elements.
+    pub sets: Option<Sets>,
 }
 
 impl Described {
@@ -104,13 +106,43 @@ impl Described {
         Self {
             key: Shape::new(layout.key_size, layout.key),
             value: Shape::new(layout.value_size, layout.value),
+            sets: layout.sets,
         }
     }
+
+    /// Bytes of key and value of the map itself.
+    pub fn element_sizes(&self) -> (usize, usize) {
+        match self.sets {
+            Some(Sets { ways, stride }) => (size_of::<u32>(), ways * stride),
+            None => (self.key.size, self.value.size),
+        }
+    }
+
+    /// The entries in the bytes of an element.
+    pub fn entries<'a>(&'a self, element: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        let Sets { stride, .. } = self.sets.unwrap_or(Sets { ways: 0, stride: usize::MAX });
+        // Found once: a table has hundreds of thousands of places, most of them empty.
+        let check = self.value.fields.get("check");
+        element.chunks_exact(stride).filter_map(move |entry| {
+            let (key, rest) = entry.split_at_checked(self.key.size)?;
+            let value = rest.get(..self.value.size)?;
+            (!is_zero(check?.of(value))).then_some((key, value))
+        })
+    }
+}
+
+/// Whether there are only zeroes. Compared as two slices, which is fast without optimisations, too.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    bytes.split_first().is_none_or(|(first, rest)| *first == 0 && *rest == bytes[..rest.len()])
 }
 
 impl fmt::Display for Described {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "key {} value {}", self.key, self.value)
+        write!(f, "key {} value {}", self.key, self.value)?;
+        match self.sets {
+            Some(Sets { ways, stride }) => write!(f, " ways {ways} stride {stride}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -120,9 +152,20 @@ impl FromStr for Described {
     fn from_str(text: &str) -> Result<Self, ()> {
         let shapes = text.strip_prefix("key ").and_then(|text| text.split_once(" value "));
         let (key, value) = shapes.ok_or(())?;
+        let (value, sets) = match value.split_once(" ways ") {
+            Some((value, sets)) => (value, Some(parse_sets(sets).ok_or(())?)),
+            None => (value, None),
+        };
         let (key, value) = (Shape::parse(key).ok_or(())?, Shape::parse(value).ok_or(())?);
-        Ok(Self { key, value })
+        let fits = sets.is_none_or(|Sets { stride, .. }| key.size + value.size <= stride);
+        if fits { Ok(Self { key, value, sets }) } else { Err(()) }
     }
+}
+
+fn parse_sets(text: &str) -> Option<Sets> {
+    let (ways, stride) = text.split_once(" stride ")?;
+    let sets = Sets { ways: ways.parse().ok()?, stride: stride.parse().ok()? };
+    (sets.ways.checked_mul(sets.stride)? <= LARGEST).then_some(sets)
 }
 
 /// Copies little-endian bytes into more or fewer; `false` if something is lost.
@@ -227,6 +270,31 @@ mod tests {
     }
 
     #[test]
+    fn entries_are_found_in_their_sets() {
+        let sets = described("key 1 id@0+1 value 4 n@0+2 check@2+1 ways 3 stride 8");
+        assert_eq!(sets.element_sizes(), (4, 24));
+        let mut element = [0; 24];
+        element[..5].copy_from_slice(&[1, 2, 3, 0, 5]);
+        element[16..21].copy_from_slice(&[6, 7, 8, 9, 10]);
+        let entries: Vec<_> = sets.entries(&element).collect();
+        assert_eq!(entries, [(&[6][..], &[7, 8, 9, 10][..])], "no check is no entry");
+        let plain = described("key 1 id@0+1 value 4 n@0+2 check@2+1");
+        assert_eq!(plain.element_sizes(), (1, 4));
+        assert_eq!(plain.entries(&element).count(), 0);
+    }
+
+    #[test]
+    fn zeroes_are_known_wherever_something_else_is() {
+        assert!(is_zero(&[]) && is_zero(&[0]) && is_zero(&[0; 9]));
+        for place in 0..9 {
+            let mut bytes = [0; 9];
+            bytes[place] = 1;
+            assert!(!is_zero(&bytes), "{place}");
+        }
+        assert!(!is_zero(&[7; 9]));
+    }
+
+    #[test]
     fn nonsense_is_no_description() {
         for text in [
             "",
@@ -236,6 +304,9 @@ mod tests {
             "key 4 value 4 a@18446744073709551615+1",
             "key 4 value 99999999",
             "key 4 value 4 a4",
+            "key 4 value 4 a@0+4 ways 4",
+            "key 4 value 4 a@0+4 ways 4 stride 7",
+            "key 4 value 4 a@0+4 ways 4096 stride 64",
         ] {
             assert_eq!(text.parse::<Described>(), Err(()), "{text}");
         }

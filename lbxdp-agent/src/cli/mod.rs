@@ -2,10 +2,12 @@
 
 mod cleanup;
 mod list;
+mod members;
 mod output;
 mod run;
 mod source;
 mod status;
+mod vip;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -41,6 +43,9 @@ enum Command {
     /// Flows.
     #[command(subcommand)]
     Flow(ListCommand),
+    /// Addresses on the local network: what this node announces, and who announces what.
+    #[command(subcommand)]
+    Vip(VipCommand),
     /// Detach all programs and remove every pin: forwarding ends.
     Cleanup(PinArgs),
 }
@@ -49,6 +54,16 @@ enum Command {
 enum ListCommand {
     /// List them.
     List(ReadArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum VipCommand {
+    /// List them.
+    List(ReadArgs),
+    /// Show who announces an address, who would be next, and why not the others.
+    Show(vip::AskArgs),
+    /// Say why this node announces an address, or why not, and what to do.
+    Explain(vip::AskArgs),
 }
 
 #[derive(Debug, Args)]
@@ -99,6 +114,9 @@ pub fn main() -> ExitCode {
         Command::Service(ListCommand::List(args)) => list::services(&args),
         Command::Backend(ListCommand::List(args)) => list::backends(&args),
         Command::Flow(ListCommand::List(args)) => list::flows(&args),
+        Command::Vip(VipCommand::List(args)) => vip::list(&args),
+        Command::Vip(VipCommand::Show(args)) => vip::show(&args),
+        Command::Vip(VipCommand::Explain(args)) => vip::explain(&args),
         Command::Cleanup(args) => cleanup::cleanup(&args.pin_path),
     };
     match result {

@@ -16,11 +16,13 @@ pub enum Format {
     Json,
 }
 
-/// A table without lines, such as kubectl prints.
+/// A table without lines, such as kubectl prints; without titles there is no line for them.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(header.iter().map(|title| title.to_uppercase()));
+    if !header.is_empty() {
+        table.set_header(header.iter().map(|title| title.to_uppercase()));
+    }
     table
 }
 
@@ -56,7 +58,7 @@ pub fn print_rows<T: Serialize>(
 
 /// Text without control characters: what a pinned map says comes from objects that others wrote,
 /// and must not reach a terminal as an escape sequence (CVE-2026-25996 was such a case).
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

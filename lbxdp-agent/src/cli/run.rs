@@ -7,10 +7,13 @@ use std::str::FromStr;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
+use lbxdp_common::flow_set::LARGEST_TABLE;
+use lbxdp_common::limits::MAX_FLOWS;
 
 use crate::agent::{self, Options};
 use crate::attach::{Config, TcMode, cgroup};
 use crate::cli::PinArgs;
+use crate::cli::members::MemberArgs;
 use crate::cli::source::SourceArgs;
 use crate::device::Pattern;
 use crate::index::{self, NodePortAddresses};
@@ -62,11 +65,18 @@ pub struct RunArgs {
           value_delimiter = ',', value_parser = index::range)]
     service_cidrs: Vec<IpNet>,
     #[command(flatten)]
+    members: MemberArgs,
+    #[command(flatten)]
     pins: PinArgs,
     /// Source ports of flows to backends on other nodes.
     #[arg(long, env = "LBXDP_SNAT_PORTS", value_name = "LO-HI", default_value = "61000-65535",
           value_parser = snat_ports::parse)]
     snat_ports: Ports,
+    /// Entries of each flow table, one for IPv4 and one for IPv6: a power of two. A flow has two
+    /// entries, of 64 bytes (IPv6: 128).
+    #[arg(long, env = "LBXDP_FLOWS", value_name = "ENTRIES", default_value_t = MAX_FLOWS as u32,
+          value_parser = flow_entries)]
+    flows: u32,
     /// Where to serve /livez, /readyz, /healthz and /metrics.
     #[arg(long, env = "LBXDP_LISTEN", value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
@@ -84,9 +94,19 @@ pub struct RunArgs {
     /// are: the way back. `status` says how many are left.
     #[arg(long, env = "LBXDP_HAND_OVER")]
     hand_over: bool,
+    /// Announce addresses of load balancers on the local network, as L2Advertisements say. Off where somebody
+    /// else does; the same on every node, because each takes the others to do their share.
+    #[arg(long, env = "LBXDP_LAYER2", value_enum, default_value_t = Switch::On)]
+    layer2: Switch,
     /// Log what the programs do, for debugging: it costs time with each packet it is about.
     #[arg(long, env = "LBXDP_PACKET_LOG")]
     packet_log: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -161,19 +181,24 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         node_port_addresses,
         source_ranges_all_frontends,
         service_cidrs,
+        members,
         pins: PinArgs { pin_path },
         snat_ports,
+        flows,
         listen,
         xdp_mode,
         tc_mode,
         cgroup,
         hand_over,
+        layer2,
         packet_log,
     } = args;
     apart(&devices, &pod_devices)?;
     snat_ports::check(&snat_ports, &HostPorts::read()?)?;
+    let members = members.options(&node_name, source.state_dir())?;
     let options = Options {
-        source: source.options(),
+        members,
+        source: source.options(&service_cidrs),
         node_name,
         index: index::Config {
             allow_external_ips,
@@ -185,10 +210,12 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         listen,
         without_xdp: xdp_mode == XdpMode::Off,
         hand_over,
+        layer2: layer2 == Switch::On,
         object: object::bytes()?,
         dataplane: Config {
             pin_path,
             snat_ports,
+            flows,
             service_cidrs: ServiceCidrs::new(&service_cidrs)?,
             log_level: if packet_log { INFO } else { 0 },
             tc: match tc_mode {
@@ -205,6 +232,16 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         .build()
         .context("starting the runtime")?
         .block_on(agent::run(options))
+}
+
+fn flow_entries(text: &str) -> Result<u32, String> {
+    const SMALLEST: u32 = 1_024;
+    let entries: u32 = text.parse().map_err(|error| format!("{error}"))?;
+    if entries.is_power_of_two() && (SMALLEST..=LARGEST_TABLE).contains(&entries) {
+        Ok(entries)
+    } else {
+        Err(format!("expected a power of two from {SMALLEST} to {LARGEST_TABLE}"))
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! Where `run` has its Services from: a directory or a cluster.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgGroup, Args};
+use ipnet::IpNet;
 
-use crate::source::Options;
-use crate::source::kube::{self, AccessOptions};
+use crate::source::kube::{self, AccessOptions, AddressOptions};
+use crate::source::{GiverOptions, Options};
 
 /// Where the last input is kept.
 const DEFAULT_STATE_DIR: &str = "/var/lib/lbxdp";
@@ -14,7 +15,8 @@ const DEFAULT_STATE_DIR: &str = "/var/lib/lbxdp";
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("cluster").args(["kubeconfig", "api_servers"]).multiple(true))]
 pub struct SourceArgs {
-    /// Directory of Service, EndpointSlice and Node manifests, watched, instead of a cluster.
+    /// Directory of Service, EndpointSlice and Node manifests, and of pools of addresses, watched,
+    /// instead of a cluster.
     #[arg(long, env = "LBXDP_MANIFESTS", value_name = "DIR", conflicts_with = "cluster")]
     manifests: Option<PathBuf>,
     /// Watch the cluster of this file. Without it, and with --api-server, that of the pod which
@@ -42,11 +44,26 @@ pub struct SourceArgs {
     bulk_removal_hold: u64,
     #[command(flatten)]
     state: StateArgs,
+    #[command(flatten)]
+    addresses: AddressArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct AddressArgs {
+    /// Give addresses to Services of type LoadBalancer without spec.loadBalancerClass, too, not only
+    /// to those of class lbxdp.io/lbxdp. Refused while a controller of MetalLB runs.
+    #[arg(long, env = "LBXDP_ADOPT_CLASSLESS")]
+    adopt_classless: bool,
+    /// Read pools and advertisements in this namespace (repeatable) instead of the agent's own and
+    /// metallb-system; manifests in all.
+    #[arg(long, env = "LBXDP_POOL_NAMESPACES", value_name = "NAMESPACE", value_delimiter = ',')]
+    pool_namespaces: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct StateArgs {
-    /// Directory for what the API said last: for a start while it does not answer.
+    /// Directory for what the API said last: for a start while it does not answer. With --manifests, for
+    /// the addresses that Services were given.
     #[arg(long, env = "LBXDP_STATE_DIR", value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
 }
@@ -63,20 +80,38 @@ impl SourceArgs {
         )
     }
 
+    /// Where the agent keeps what it knows.
+    pub fn state_dir(&self) -> &Path {
+        &self.state.state_dir
+    }
+
     /// The one of the two that was asked for.
-    pub fn options(self) -> Options {
-        let Self { manifests, kubeconfig, servers, service_account, bulk_removal_hold, state } =
-            self;
+    pub fn options(self, service_cidrs: &[IpNet]) -> Options {
+        let Self {
+            manifests,
+            kubeconfig,
+            servers,
+            service_account,
+            bulk_removal_hold,
+            state,
+            addresses: AddressArgs { adopt_classless, pool_namespaces },
+        } = self;
+        let service_cidrs = service_cidrs.to_vec();
+        let state_dir = state.state_dir;
         match manifests {
-            Some(dir) => Options::Manifests(dir),
+            Some(dir) => Options::Manifests(
+                dir,
+                GiverOptions { state_dir, adopt_classless, pool_namespaces, service_cidrs },
+            ),
             None => Options::Kube(kube::Options {
                 access: AccessOptions {
                     kubeconfig,
                     service_account: Some(service_account),
                     servers,
                 },
-                state_dir: state.state_dir,
+                state_dir,
                 bulk_removal_hold: Duration::from_secs(bulk_removal_hold),
+                addresses: AddressOptions { adopt_classless, pool_namespaces, service_cidrs },
             }),
         }
     }

@@ -17,10 +17,15 @@ use crate::cli::output::{self, Format, table};
 use crate::cli::source::StateArgs;
 use crate::cli::{ReadArgs, list};
 use crate::lock::Lock;
+use crate::members;
 use crate::netlink::Monitor;
+use crate::pins::Pins;
 use crate::sockets;
 use crate::source::kube::{Report, WatchReport, Work};
 use crate::sys::{self, Access};
+
+/// So many of the nodes that are gone are named.
+const GONE: usize = 10;
 
 #[derive(Debug, Args)]
 pub struct StatusArgs {
@@ -37,6 +42,7 @@ struct Status {
     pin_path: String,
     /// `None` without an API.
     source: Option<SourceLine>,
+    members: MembersLine,
     devices: Vec<DeviceLine>,
     sockets: SocketLine,
     /// Directories of maps that earlier programs use: an upgrade has not come to its end.
@@ -106,6 +112,50 @@ fn work_text(work: &Work, now: u64) -> String {
     }
     let _ = writeln!(text, "; problems of the input: {errors} errors, {warnings} warnings");
     text
+}
+
+/// Which nodes are alive, as the last agent knew it, and whether that agent still runs.
+#[derive(Debug, Serialize)]
+struct MembersLine {
+    running: bool,
+    #[serde(flatten)]
+    report: members::Report,
+}
+
+impl MembersLine {
+    fn read(state_dir: &Path, pins: &Pins) -> Self {
+        let report = members::Report::read(state_dir).unwrap_or_default();
+        Self { running: Lock::is_held(pins.root()), report }
+    }
+
+    fn text(&self) -> String {
+        let Self { running, report } = self;
+        if report.nodes.is_empty() || !running {
+            return String::new();
+        }
+        let (alive, known) = (report.alive(), report.nodes.len() + 1);
+        let mut text = format!("nodes alive: {alive} of {known}");
+        if !report.protocol {
+            text.push_str(", by their leases alone");
+        }
+        if report.isolated {
+            text.push_str("; this one sees neither the API nor any other");
+        }
+        let gone = report.nodes.iter().filter(|(_, node)| !node.alive);
+        let gone: Vec<&str> = gone.map(|(name, _)| name.as_str()).take(GONE).collect();
+        if !gone.is_empty() {
+            let _ = write!(text, "; gone: {}", gone.join(", "));
+            if known - alive > GONE {
+                text.push_str(" …");
+            }
+        }
+        if report.dead() > 0 {
+            let (dead, left_out) = (report.dead(), report.left_out);
+            let _ = write!(text, "; dead: {dead}, whose {left_out} endpoints get nothing new");
+        }
+        text.push('\n');
+        text
+    }
 }
 
 /// Whose connections there are, and whose new ones will be.
@@ -215,6 +265,7 @@ pub fn status(args: &StatusArgs) -> anyhow::Result<()> {
         abi: ABI_VERSION,
         pin_path: pins.root().display().to_string(),
         source: SourceLine::read(state_dir),
+        members: MembersLine::read(state_dir, &pins),
         devices: devices.into_iter().map(DeviceLine::from).collect(),
         sockets: cgroup::read_status(&pins)?.into(),
         replaced: pins.replaced()?.iter().map(|path| path.display().to_string()).collect(),
@@ -237,6 +288,7 @@ fn text(status: &Status) -> String {
         abi,
         pin_path,
         source,
+        members,
         devices,
         sockets,
         replaced,
@@ -273,6 +325,7 @@ fn text(status: &Status) -> String {
         let _ = writeln!(text, "an upgrade is not finished: programs may still use {maps}");
     }
     text.push_str(&take_over.text());
+    text.push_str(&members.text());
     for (part, nothing) in [
         (device_table, "no programs are attached"),
         (count_table, "no packet was served yet"),
@@ -292,6 +345,31 @@ fn text(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_are_counted_and_those_that_are_gone_are_named() {
+        let node = |alive| members::NodeReport { alive, ..members::NodeReport::default() };
+        let nodes = [("b".to_owned(), node(true)), ("c".to_owned(), node(false))].into();
+        let report = members::Report { protocol: true, nodes, ..members::Report::default() };
+        let mut members = MembersLine { running: true, report };
+        assert_eq!(members.text(), "nodes alive: 2 of 3; gone: c\n");
+        let c = members.report.nodes.get_mut("c").unwrap();
+        c.dead = true;
+        members.report.left_out = 7;
+        assert_eq!(
+            members.text(),
+            "nodes alive: 2 of 3; gone: c; dead: 1, whose 7 endpoints get nothing new\n"
+        );
+        members.report.nodes.get_mut("c").unwrap().dead = false;
+        (members.report.protocol, members.report.isolated) = (false, true);
+        assert_eq!(
+            members.text(),
+            "nodes alive: 2 of 3, by their leases alone; this one sees neither the API nor any other; \
+             gone: c\n"
+        );
+        members.running = false;
+        assert_eq!(members.text(), "");
+    }
 
     #[test]
     fn the_connection_and_what_came_of_it_are_two_lines() {

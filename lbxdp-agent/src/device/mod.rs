@@ -335,6 +335,12 @@ pub fn entries(
         if native && (takes || !veth) {
             flags |= Device::TX;
         }
+        if link.forwards_v4 {
+            flags |= Device::FORWARDS_V4;
+        }
+        if link.forwards_v6 {
+            flags |= Device::FORWARDS_V6;
+        }
         let (parent, vlan) = tags(network, link.ifindex).unwrap_or_default();
         entries.insert(link.ifindex, Device { mac, flags, parent, vlan });
     }

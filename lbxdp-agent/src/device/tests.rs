@@ -24,7 +24,7 @@ fn link(ifindex: u32, name: &str, kind: Option<&str>) -> Link {
 fn network(links: impl IntoIterator<Item = Link>) -> Network {
     Network {
         links: links.into_iter().map(|link| (link.ifindex, link)).collect(),
-        routes_version: 0,
+        ..Network::default()
     }
 }
 

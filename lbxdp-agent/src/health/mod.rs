@@ -18,10 +18,13 @@ use lbxdp_common::FrontendKind;
 
 use self::liveness::Liveness;
 use crate::changes::Changes;
+use crate::layer2;
+use crate::members;
 use crate::model::{Desired, Endpoints, Frontend, FrontendAddr, ServicePortName};
 use crate::progress::Progress;
 use crate::source::kube;
 use crate::sys;
+use crate::vip::Tally;
 
 /// What the agent says of itself.
 #[derive(Debug)]
@@ -29,6 +32,12 @@ pub struct Health {
     pin_path: PathBuf,
     /// The connection to the API, if there is to be one. Readiness does not depend on it.
     kube: Option<Arc<kube::Status>>,
+    /// The addresses that Services are given.
+    pub addresses: Arc<Tally>,
+    /// Which nodes are alive.
+    pub members: Arc<members::Tally>,
+    /// The addresses that are announced from here.
+    pub layer2: Arc<layer2::Progress>,
     /// What the first input waits for.
     waiting: Mutex<Option<String>>,
     liveness: Mutex<Liveness>,
@@ -117,10 +126,18 @@ impl NoLocalEndpoints {
 
 impl Health {
     /// An agent that has done nothing yet.
-    pub fn new(pin_path: &Path, kube: Option<Arc<kube::Status>>) -> Self {
+    pub fn new(
+        pin_path: &Path,
+        kube: Option<Arc<kube::Status>>,
+        addresses: Arc<Tally>,
+        members: Arc<members::Tally>,
+    ) -> Self {
         Self {
             pin_path: pin_path.to_owned(),
             kube,
+            addresses,
+            members,
+            layer2: Arc::default(),
             waiting: Mutex::new(None),
             liveness: Mutex::new(Liveness::new(sys::coarse_ns())),
             programmed: AtomicBool::new(false),

@@ -1,5 +1,7 @@
 //! Which endpoints a frontend may use: kube-proxy's `CategorizeEndpoints` (`topology.go`).
 
+use std::net::SocketAddr;
+
 use super::service::Policy;
 use super::slices::{self, Endpoint, State};
 use super::topology::Level;
@@ -20,28 +22,40 @@ pub(super) struct Lists {
     /// All that serve, in whatever list or none: UDP flows to them go on (kube-proxy
     /// `conntrack/cleanup.go`).
     pub serving: EndpointSet,
+    /// Ready ones that are in no list because their nodes are dead.
+    pub left_out: usize,
 }
 
 impl Lists {
-    /// Sorts the endpoints of one family.
+    /// Sorts the endpoints of one family. Those on dead nodes are in no list while there are others, as
+    /// if they went on serving what they have and were not ready: that is what Kubernetes will say of
+    /// them some day.
     pub(super) fn of(endpoints: &slices::Endpoints, family: Family) -> Self {
-        let endpoints = endpoints.iter().filter(|(addr, _)| Family::of(addr.ip()) == family);
+        let all = endpoints.iter().filter(|(addr, _)| Family::of(addr.ip()) == family);
+        let there = all.clone().filter(|(_, endpoint)| !endpoint.is_dead);
+        let mut lists = Self::among(there);
+        if lists.cluster.is_empty() {
+            lists = Self::among(all.clone());
+        } else {
+            let left_out = |e: &Endpoint| e.is_dead && e.state == State::Ready;
+            lists.left_out = all.clone().filter(|(_, endpoint)| left_out(endpoint)).count();
+        }
+        let serving: EndpointSet = pick(all, |e| e.state != State::Unusable);
+        // Nearly always: one set in memory then.
+        lists.serving = if serving == lists.cluster { lists.cluster.clone() } else { serving };
+        lists
+    }
+
+    fn among<'a>(endpoints: impl Iterator<Item = (&'a SocketAddr, &'a Endpoint)> + Clone) -> Self {
         let ready =
             endpoints.clone().map(|(_, endpoint)| endpoint).filter(|e| e.state == State::Ready);
         let level = Level::of(ready);
-        let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> EndpointSet {
-            let picked = endpoints.clone().filter(|(_, endpoint)| wanted(endpoint));
-            picked.map(|(addr, _)| *addr).collect()
-        };
+        let pick = |wanted: &dyn Fn(&Endpoint) -> bool| pick(endpoints.clone(), wanted);
         let mut lists = Self {
             cluster: pick(&|e| e.state == State::Ready && level.allows(&e.hints)),
             local: pick(&|e| e.state == State::Ready && e.local),
-            serving: pick(&|e| e.state != State::Unusable),
+            ..Self::default()
         };
-        if lists.serving == lists.cluster {
-            // Nearly always: one set in memory then.
-            lists.serving = lists.cluster.clone();
-        }
         if lists.cluster.is_empty() {
             lists.cluster = pick(&|e| e.state == State::Draining);
         }
@@ -67,4 +81,11 @@ impl Lists {
             Endpoints::Drop
         }
     }
+}
+
+fn pick<'a>(
+    endpoints: impl Iterator<Item = (&'a SocketAddr, &'a Endpoint)>,
+    wanted: impl Fn(&Endpoint) -> bool,
+) -> EndpointSet {
+    endpoints.filter(|(_, endpoint)| wanted(endpoint)).map(|(addr, _)| *addr).collect()
 }

@@ -34,13 +34,16 @@ use lbxdp_common::FrontendKind;
 
 pub use self::config::{Config, NodePortAddresses, RangeError, range};
 
+pub(crate) use self::node::is_eligible as is_node_eligible;
+
 use self::choose::Lists;
 use self::claims::Claims;
 use self::complaints::{About, Complaints};
 use self::locals::Locals;
 use self::service::{Plan, Policy};
-use self::slices::{Slice, Slices};
+use self::slices::{Names, Slice, Slices};
 use crate::changes::{Changes, Touched};
+use crate::layer2::{Balancer, Balancers};
 use crate::model::{
     Desired, Endpoints, Family, Frontend, HealthCheck, Problem, Reason, ServicePortName,
 };
@@ -65,8 +68,16 @@ pub struct Index {
     /// The slices of a Service, whether or not it exists.
     slices_of: BTreeMap<ObjectId, BTreeSet<ObjectId>>,
     nodes: BTreeMap<ObjectId, Sourced<Arc<Node>>>,
+    /// Names that endpoints have in common.
+    node_names: Names,
+    /// Services of type LoadBalancer, and whether one differs since they were last asked for.
+    balancers: (Balancers, bool),
     /// `metadata.uid` of those that have one.
     uids: BTreeMap<ObjectId, Box<str>>,
+    /// Names of nodes that are dead.
+    dead_nodes: BTreeSet<String>,
+    /// Endpoints that Services do without because of that. Never zero.
+    left_out: BTreeMap<ObjectId, usize>,
 
     stale: Stale,
     claims: Claims,
@@ -104,7 +115,11 @@ impl Index {
             slices: BTreeMap::new(),
             slices_of: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            node_names: Names::default(),
+            balancers: (Balancers::new(), true),
             uids: BTreeMap::new(),
+            dead_nodes: BTreeSet::new(),
+            left_out: BTreeMap::new(),
             stale: Stale::All,
             claims: Claims::default(),
             locals: Locals::default(),
@@ -127,12 +142,35 @@ impl Index {
         self.device_addresses = addresses;
     }
 
+    /// Takes the names of the nodes that are dead; never this one's. Whether endpoints are on one that
+    /// was not, or is not any more: what follows is decided anew for their Services alone.
+    pub fn set_dead_nodes(&mut self, nodes: &BTreeSet<String>) -> bool {
+        let changed = self.node_names.known(self.dead_nodes.symmetric_difference(nodes));
+        self.dead_nodes.clone_from(nodes);
+        if changed.is_empty() {
+            return false;
+        }
+        let slices = self.slices.values().map(|slice| &slice.object);
+        for service in
+            slices.filter(|slice| slice.is_on(&changed)).filter_map(|it| it.service.as_ref())
+        {
+            self.stale.service(service);
+        }
+        true
+    }
+
+    /// Endpoints that are left out because their nodes are dead, counted for each port of a Service.
+    pub fn left_out(&self) -> usize {
+        self.left_out.values().sum()
+    }
+
     /// Forgets every object and takes these.
     pub fn replace(&mut self, objects: impl IntoIterator<Item = Sourced<Object>>) {
         self.services.clear();
         self.slices.clear();
         self.slices_of.clear();
         self.nodes.clear();
+        self.node_names = Names::default();
         self.uids.clear();
         self.complaints = Complaints::default();
         self.stale = Stale::All;
@@ -160,7 +198,7 @@ impl Index {
             Object::EndpointSlice(object) => {
                 self.forget_slice(&id);
                 let sourced = Sourced { origin, object };
-                let slice = Slice::read(&id, &sourced, &self.node.name);
+                let slice = Slice::read(&id, &sourced, &self.node.name, &mut self.node_names);
                 match &slice.service {
                     Some(service) => {
                         self.stale.service(service);
@@ -193,6 +231,8 @@ impl Index {
             }
             Kind::EndpointSlice => self.forget_slice(id),
             Kind::Node => self.forget_node(id),
+            // No source delivers these.
+            Kind::Namespace | Kind::ServiceCidr | Kind::IpAddressPool | Kind::L2Advertisement => {}
         }
     }
 
@@ -227,9 +267,12 @@ impl Index {
                 self.locals = Locals::default();
                 self.complaints.forget_frontends();
                 self.want_node_ports.clear();
+                self.left_out.clear();
                 let node_port_addresses = self.node_port_addresses();
                 self.desired = Desired { node_port_addresses, ..Desired::default() };
-                let services = self.services.keys().chain(self.slices_of.keys()).cloned();
+                // Services that are gone have nothing to announce either.
+                let services = self.services.keys().chain(self.slices_of.keys());
+                let services = services.chain(self.balancers.0.keys()).cloned();
                 let services = services.collect();
                 self.decide(services);
                 Changes::All
@@ -250,6 +293,12 @@ impl Index {
     /// Everything that is wrong with the objects.
     pub fn problems(&mut self) -> &[Problem] {
         self.complaints.sorted()
+    }
+
+    /// Services of type LoadBalancer, if they differ from when they were last asked for.
+    pub fn changed_balancers(&mut self) -> Option<&Balancers> {
+        let (balancers, is_changed) = &mut self.balancers;
+        std::mem::take(is_changed).then_some(balancers)
     }
 
     /// The addresses by which others know this node (`InternalIP` and `ExternalIP`); what cannot be
@@ -322,6 +371,8 @@ impl Index {
         let service = self.services.get(id);
         let node = self.nodes.get(&self.node);
         let zone = node.and_then(|node| node::zone(&node.object));
+        let dead = self.node_names.known(self.dead_nodes.iter());
+        let mut left_out = 0;
         let mut slices = Slices::default();
         for slice_id in self.slices_of.get(id).into_iter().flatten() {
             let Some(Sourced { origin, object: slice }) = self.slices.get(slice_id) else {
@@ -330,7 +381,7 @@ impl Index {
             let mut problems = Problems::default();
             match service {
                 Some(Some(plan)) => {
-                    slices.add(slice, plan, zone, &mut problems, (origin, slice_id));
+                    slices.add(slice, plan, (zone, &dead), &mut problems, (origin, slice_id));
                 }
                 // What is not served needs no endpoints, and no complaints about them.
                 Some(None) => {}
@@ -342,6 +393,15 @@ impl Index {
             self.complaints.set(About::Object(slice_id.clone()), problems);
         }
         let plan = service.and_then(Option::as_ref);
+        let balancer = plan.and_then(|plan| self.balancer(id, plan));
+        let (known, is_changed) = &mut self.balancers;
+        if known.get(id).map(|known| &**known) != balancer.as_ref() {
+            *is_changed = true;
+            match balancer {
+                Some(balancer) => drop(known.insert(id.clone(), balancer.into())),
+                None => drop(known.remove(id)),
+            }
+        }
         let check = plan.and_then(|plan| health_check(plan, &slices));
         let name = (id.namespace.to_string(), id.name.to_string());
         if self.desired.health_checks.get(&name) != check.as_ref() {
@@ -351,6 +411,7 @@ impl Index {
                 None => drop(self.desired.health_checks.remove(&name)),
             }
         }
+        self.left_out.remove(id);
         let Some(plan) = plan else { return };
         // The frontends of a Service port share their lists and their name.
         let mut lists: BTreeMap<(usize, Family), (Lists, ServicePortName)> = BTreeMap::new();
@@ -363,7 +424,9 @@ impl Index {
                     service: id.name.clone(),
                     port: port.label().into(),
                 };
-                (Lists::of(slices.of(port), family), name)
+                let lists = Lists::of(slices.of(port), family);
+                left_out += lists.left_out;
+                (lists, name)
             });
             let (external, internal) = policies(claim.kind, plan);
             let (external, internal) = (lists.choose(external), lists.choose(internal));
@@ -386,6 +449,25 @@ impl Index {
                 },
             );
         }
+        if left_out > 0 {
+            self.left_out.insert(id.clone(), left_out);
+        }
+    }
+
+    /// What announcing the addresses of a Service goes by.
+    fn balancer(&self, id: &ObjectId, plan: &Plan) -> Option<Balancer> {
+        let service::Balancer { class, labels } = plan.balancer.as_deref()?.clone();
+        let slices = self.slices_of.get(id).into_iter().flatten();
+        let slices = slices.filter_map(|slice| self.slices.get(slice));
+        let endpoints = slices.flat_map(|slice| slice.object.nodes(&self.node_names));
+        Some(Balancer {
+            uid: self.uids.get(id).cloned(),
+            addresses: plan.load_balancer_ips.iter().map(|ip| ip.addr).collect(),
+            class,
+            labels,
+            is_local: plan.external_policy == Policy::Local,
+            endpoints: endpoints.map(str::to_owned).collect(),
+        })
     }
 
     /// The node's addresses for NodePorts.

@@ -53,7 +53,7 @@ pub(super) fn zone(node: &Node) -> Option<&str> {
 
 /// Whether a node is to get new connections: it is not being deleted, neither by a person nor by the
 /// cluster autoscaler (kube-proxy `proxy_health.go`, KEP-3836). `unschedulable` is about new pods.
-pub(super) fn is_eligible(node: &Node) -> bool {
+pub(crate) fn is_eligible(node: &Node) -> bool {
     let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     node.metadata.deletion_timestamp.is_none() && !taints.any(|taint| taint.key == DELETION_TAINT)
 }

@@ -14,6 +14,7 @@ use super::{address, external, names};
 use crate::model::{Clients, Family, Protocol};
 use crate::problem::{Problems, Reporter, quoted};
 use crate::source::{ObjectId, Sourced};
+use crate::vip::Labels;
 
 /// Says that another proxy serves the Service; kube-proxy leaves such objects out of its watch.
 pub(super) const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -52,6 +53,17 @@ pub(super) struct Plan {
     pub health_check_port: Option<u16>,
     /// For its clients.
     clients: Rules,
+    /// What announcing its addresses goes by, if it is of type LoadBalancer.
+    pub balancer: Option<Box<Balancer>>,
+}
+
+/// See [`Plan::balancer`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Balancer {
+    /// `spec.loadBalancerClass`.
+    pub class: Option<Box<str>>,
+    /// Labels.
+    pub labels: Labels,
 }
 
 impl Plan {
@@ -135,6 +147,10 @@ pub(super) fn plan(
     let external_policy =
         policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", report);
     let clients = Rules::of(spec, config, report);
+    let balancer = (type_ == Type::LoadBalancer).then(|| {
+        let class = spec.load_balancer_class.as_deref().map(Box::from);
+        Box::new(Balancer { class, labels: service.metadata.labels.clone().unwrap_or_default() })
+    });
     Some(Plan {
         id: id.clone(),
         origin: sourced.origin.clone(),
@@ -153,6 +169,7 @@ pub(super) fn plan(
             report,
         ),
         clients,
+        balancer,
     })
 }
 

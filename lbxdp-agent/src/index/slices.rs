@@ -1,8 +1,10 @@
 //! EndpointSlices: what is read of each, and the endpoints of a Service's ports by them.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::{
     Endpoint as WrittenEndpoint, EndpointConditions, EndpointPort, EndpointSlice,
@@ -28,6 +30,8 @@ pub(super) struct Endpoint {
     pub state: State,
     /// For whom it is meant.
     pub hints: Hints,
+    /// Its node is dead, as far as this one knows.
+    pub is_dead: bool,
 }
 
 /// Whether an endpoint may get new connections. Later ones allow more.
@@ -79,7 +83,7 @@ impl Endpoint {
             Ordering::Greater => self.hints,
         };
         let (local, state) = (self.local || other.local, self.state.max(other.state));
-        Self { local, state, hints }
+        Self { local, state, hints, is_dead: self.is_dead && other.is_dead }
     }
 }
 
@@ -101,12 +105,47 @@ pub(super) struct Slice {
     problems_if_served: Vec<Problem>,
 }
 
+/// Names of the nodes where endpoints are, each once: there are a hundred times as many endpoints.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Names {
+    names: Vec<Arc<str>>,
+    ids: BTreeMap<Arc<str>, NonZeroU32>,
+}
+
+impl Names {
+    fn id(&mut self, name: &str) -> Option<NonZeroU32> {
+        if let Some(id) = self.ids.get(name) {
+            return Some(*id);
+        }
+        let name: Arc<str> = name.into();
+        self.names.push(Arc::clone(&name));
+        let id = u32::try_from(self.names.len()).ok().and_then(NonZeroU32::new)?;
+        self.ids.insert(name, id);
+        Some(id)
+    }
+
+    /// The ids of those of these names that endpoints have.
+    pub(super) fn known<'a>(
+        &self,
+        names: impl Iterator<Item = &'a String>,
+    ) -> BTreeSet<NonZeroU32> {
+        names.filter_map(|name| self.ids.get(name.as_str()).copied()).collect()
+    }
+
+    fn name(&self, id: NonZeroU32) -> Option<&str> {
+        let place = usize::try_from(id.get()).ok()?.checked_sub(1)?;
+        self.names.get(place).map(|name| &**name)
+    }
+}
+
 /// An endpoint of a slice.
 #[derive(Clone, Debug)]
 struct Listed {
     addr: IpAddr,
     local: bool,
     state: State,
+    /// Where it is, by [`Names`].
+    node: Option<NonZeroU32>,
     for_node: Hint,
     /// Zones that it is meant for.
     zones: Box<[Box<str>]>,
@@ -128,6 +167,7 @@ impl Slice {
         id: &ObjectId,
         sourced: &Sourced<impl AsRef<EndpointSlice>>,
         node: &str,
+        names: &mut Names,
     ) -> Self {
         let slice = sourced.object.as_ref();
         let label = |key| slice.metadata.labels.as_ref().and_then(|labels| labels.get(key));
@@ -146,7 +186,8 @@ impl Slice {
             ..Self::default()
         };
         if let Some(family) = family(&slice.address_type, &mut report) {
-            read.endpoints = endpoints(slice.endpoints.as_deref(), family, node, &mut report);
+            read.endpoints =
+                endpoints(slice.endpoints.as_deref(), family, node, names, &mut report);
             let ports = slice.ports.as_deref().unwrap_or_default();
             if ports.is_empty() && !read.endpoints.is_empty() {
                 report.warning("ports", "empty: the endpoints of the slice are not used");
@@ -157,6 +198,18 @@ impl Slice {
         }
         read.problems_if_served = problems.into_sorted();
         read
+    }
+
+    /// Names of the nodes with endpoints that get connections, terminating ones among them; empty for an
+    /// endpoint that is on none.
+    pub(super) fn nodes<'a>(&'a self, names: &'a Names) -> impl Iterator<Item = &'a str> {
+        let usable = self.endpoints.iter().filter(|endpoint| endpoint.state >= State::Draining);
+        usable.map(|endpoint| endpoint.node.and_then(|id| names.name(id)).unwrap_or_default())
+    }
+
+    /// Whether an endpoint is on one of these nodes.
+    pub(super) fn is_on(&self, nodes: &BTreeSet<NonZeroU32>) -> bool {
+        self.endpoints.iter().any(|listed| listed.is_on(nodes))
     }
 
     /// Says that there is no such Service.
@@ -207,12 +260,12 @@ impl ListedPort {
 pub(super) struct Slices<'a>(BTreeMap<(Protocol, &'a str), Endpoints>);
 
 impl<'a> Slices<'a> {
-    /// Adds the endpoints of a slice, as a node in this zone sees them.
+    /// Adds the endpoints of a slice, as a node in this zone sees them that takes these for dead.
     pub(super) fn add(
         &mut self,
         slice: &'a Slice,
         plan: &Plan,
-        zone: Option<&str>,
+        (zone, dead): (Option<&str>, &BTreeSet<NonZeroU32>),
         problems: &mut Problems,
         about: (&str, &ObjectId),
     ) {
@@ -223,7 +276,7 @@ impl<'a> Slices<'a> {
             let Some(number) = port.number(plan, &mut report) else { continue };
             let endpoints = self.0.entry((port.protocol, &port.name)).or_default();
             for listed in &slice.endpoints {
-                let endpoint = listed.seen_from(zone);
+                let endpoint = listed.seen_from(zone, dead);
                 let addr = SocketAddr::new(listed.addr, number);
                 let known = endpoints.entry(addr).or_insert(endpoint);
                 *known = known.merge(endpoint);
@@ -242,10 +295,15 @@ impl<'a> Slices<'a> {
 }
 
 impl Listed {
-    fn seen_from(&self, zone: Option<&str>) -> Endpoint {
+    fn is_on(&self, nodes: &BTreeSet<NonZeroU32>) -> bool {
+        self.node.is_some_and(|node| nodes.contains(&node))
+    }
+
+    fn seen_from(&self, zone: Option<&str>, dead: &BTreeSet<NonZeroU32>) -> Endpoint {
         let zones = self.zones.iter().map(Box::as_ref);
         let hints = Hints { node: self.for_node, zone: Hint::of(zones, zone) };
-        Endpoint { local: self.local, state: self.state, hints }
+        let is_dead = self.is_on(dead);
+        Endpoint { local: self.local, state: self.state, hints, is_dead }
     }
 }
 
@@ -265,6 +323,7 @@ fn endpoints(
     endpoints: Option<&[WrittenEndpoint]>,
     family: Family,
     node: &str,
+    names: &mut Names,
     report: &mut Reporter<'_>,
 ) -> Box<[Listed]> {
     let mut usable = Vec::new();
@@ -284,6 +343,7 @@ fn endpoints(
                     addr,
                     local: endpoint.node_name.as_deref() == Some(node),
                     state: State::of(endpoint.conditions.as_ref()),
+                    node: endpoint.node_name.as_deref().and_then(|name| names.id(name)),
                     for_node: topology::for_node(endpoint.hints.as_ref(), node),
                     zones: topology::zones(endpoint.hints.as_ref()).map(Box::from).collect(),
                 });

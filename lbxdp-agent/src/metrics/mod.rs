@@ -2,8 +2,11 @@
 //! the devices, the agent's [`Progress`], the connection to the API. Nothing is copied that could
 //! drift. `docs/metrics.md` lists them, and a test compares.
 
+mod addresses;
 mod kube;
+mod layer2;
 mod maps;
+mod members;
 
 use std::sync::atomic::AtomicU64;
 
@@ -33,6 +36,9 @@ pub fn text(health: &Health) -> anyhow::Result<String> {
     let mut registry = Registry::with_prefix("lbxdp");
     register_agent(&mut registry, health);
     register_progress(&mut registry, &health.progress);
+    addresses::register(&mut registry, &health.addresses);
+    members::register(&mut registry, &health.members);
+    layer2::register(&mut registry, &health.layer2);
     if let Some(status) = health.kube() {
         kube::register(&mut registry, status);
     }

@@ -1,7 +1,7 @@
-//! Devices, addresses and routes of this network namespace, followed through netlink.
+//! Devices, addresses, neighbours and routes of this network namespace, followed through netlink.
 //!
 //! `model` is pure: messages in, [`Network`] out. `monitor` feeds it on a thread of its own.
-//! `request` asks and waits, `conntrack` reads and reserves connections, `genl` reads what XDP can do on a device, `tc` speaks to qdiscs and
+//! `request` asks and waits, `routes` asks where packets go, `conntrack` reads and reserves connections, `genl` reads what XDP can do on a device, `tc` speaks to qdiscs and
 //! filters.
 
 pub mod conntrack;
@@ -9,8 +9,9 @@ pub mod genl;
 pub mod model;
 pub mod monitor;
 pub mod request;
+pub mod routes;
 pub mod tc;
 
-pub use model::{Link, Network, Vlan, XdpAttachment};
+pub use model::{Link, Neighbour, Neighbours, Network, Surroundings, Vlan, WayOut, XdpAttachment};
 pub use monitor::Monitor;
-pub use request::{RouteSource, Routes};
+pub use routes::{RouteSource, Routes};

@@ -1,16 +1,24 @@
-//! Links, addresses and default routes, from netlink messages. Pure.
+//! Links, addresses, neighbours, default routes and whether rules choose routes, from netlink messages.
+//! Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
-    VlanProtocol,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo,
+    LinkLayerType, LinkMessage, LinkXdp, VlanProtocol,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+
+use crate::model::Family;
 
 /// An 802.1Q or 802.1ad tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,12 +51,20 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// Largest packet.
     pub mtu: u32,
+    /// Largest IPv6 packet; zero where IPv6 is off.
+    pub mtu_v6: u32,
+    /// Whether IPv4 packets that come in by it are forwarded.
+    pub forwards_v4: bool,
+    /// Whether IPv6 packets that come in by it are forwarded.
+    pub forwards_v6: bool,
     /// Whether frames have Ethernet headers.
     pub ethernet: bool,
     /// Whether it is a loopback device.
     pub loopback: bool,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether frames would leave by it: there is a carrier.
+    pub carrier: bool,
     /// The device below this one, when in the same network namespace.
     pub parent: Option<u32>,
     /// The tag of a VLAN device.
@@ -70,7 +86,21 @@ pub struct Network {
     pub links: BTreeMap<u32, Link>,
     /// Changes when a route lookup may give another answer than before.
     pub routes_version: u64,
+    /// Families whose routes depend on more than the destination, by rules (`ip rule`).
+    pub by_rule: BTreeSet<Family>,
 }
+
+/// A neighbour whose link-layer address is known (`NUD_VALID`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its link-layer address.
+    pub mac: [u8; 6],
+    /// Nobody has asked for a while whether that is so still.
+    pub is_stale: bool,
+}
+
+/// Neighbours by interface index and address.
+pub type Neighbours = BTreeMap<(u32, IpAddr), Neighbour>;
 
 impl Network {
     /// The device of this name.
@@ -100,9 +130,15 @@ pub(super) struct State {
     addresses: BTreeSet<(u32, IpAddr)>,
     default_routes: BTreeSet<u32>,
     features: Option<BTreeMap<u32, u64>>,
+    neighbours: Arc<Neighbours>,
+    by_rule: BTreeSet<Family>,
     routes_version: u64,
     /// Default routes must be listed again.
     pub(super) routes_stale: bool,
+    /// Rules must be listed again.
+    pub(super) rules_stale: bool,
+    /// Links must be listed again: what they forward has changed, of which no event of theirs tells.
+    pub(super) links_stale: bool,
 }
 
 impl State {
@@ -118,7 +154,48 @@ impl State {
                 link.addresses.insert(*addr);
             }
         }
-        Network { links, routes_version: self.routes_version }
+        let by_rule = self.by_rule.clone();
+        Network { links, routes_version: self.routes_version, by_rule }
+    }
+
+    /// What next hops follow from.
+    pub(super) fn surroundings(&self) -> Surroundings {
+        let ways = self.links.values().filter(|link| link.up && link.ethernet).filter_map(|link| {
+            let Link { ifindex, mtu, mtu_v6, .. } = *link;
+            Some((ifindex, WayOut { mac: link.mac?, mtu, mtu_v6 }))
+        });
+        Surroundings {
+            ways: ways.collect(),
+            neighbours: Arc::clone(&self.neighbours),
+            routes_version: self.routes_version,
+        }
+    }
+
+    /// Events were lost: anything may be different.
+    pub(super) fn lost(&mut self) {
+        self.routes_changed();
+        self.rules_stale = true;
+    }
+
+    pub(super) fn set_neighbours(&mut self, messages: &[NeighbourMessage]) {
+        self.neighbours = Arc::new(messages.iter().filter_map(neighbour_of).collect());
+    }
+
+    pub(super) fn set_rules(&mut self, messages: &[RuleMessage]) {
+        let by_rule = messages.iter().filter(|rule| !is_plain(rule)).filter_map(|rule| match rule
+            .header
+            .family
+        {
+            AddressFamily::Inet => Some(Family::V4),
+            AddressFamily::Inet6 => Some(Family::V6),
+            _ => None,
+        });
+        let by_rule = by_rule.collect();
+        if self.by_rule != by_rule {
+            self.by_rule = by_rule;
+            self.routes_version += 1;
+        }
+        self.rules_stale = false;
     }
 
     pub(super) fn set_links(&mut self, messages: &[LinkMessage]) {
@@ -128,6 +205,7 @@ impl State {
             self.links = links;
             self.routes_changed();
         }
+        self.links_stale = false;
     }
 
     pub(super) fn set_addresses(&mut self, messages: &[AddressMessage]) {
@@ -167,6 +245,26 @@ impl State {
         self.routes_stale |= self.default_routes.contains(&ifindex);
     }
 
+    fn neighbour_changed(&mut self, message: &NeighbourMessage) {
+        let Some(key) = neighbour_key(message) else { return };
+        let neighbour = neighbour_of(message).map(|(_, neighbour)| neighbour);
+        if self.neighbours.get(&key) == neighbour.as_ref() {
+            return;
+        }
+        let neighbours = Arc::make_mut(&mut self.neighbours);
+        match neighbour {
+            Some(neighbour) => drop(neighbours.insert(key, neighbour)),
+            None => drop(neighbours.remove(&key)),
+        }
+    }
+
+    fn neighbour_removed(&mut self, message: &NeighbourMessage) {
+        let key = neighbour_key(message);
+        if let Some(key) = key.filter(|key| self.neighbours.contains_key(key)) {
+            Arc::make_mut(&mut self.neighbours).remove(&key);
+        }
+    }
+
     pub(super) fn event(&mut self, message: &RouteNetlinkMessage) {
         match message {
             RouteNetlinkMessage::NewLink(link) => {
@@ -202,9 +300,84 @@ impl State {
                 self.routes_version += 1;
                 self.routes_stale |= route.header.destination_prefix_length == 0;
             }
+            RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => {
+                self.routes_version += 1;
+                self.rules_stale = true;
+            }
+            RouteNetlinkMessage::NewNeighbour(message) => self.neighbour_changed(message),
+            RouteNetlinkMessage::DelNeighbour(message) => self.neighbour_removed(message),
             _ => {}
         }
     }
+}
+
+/// The way out by a device that is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WayOut {
+    /// The device's link-layer address.
+    pub mac: [u8; 6],
+    /// Largest IPv4 packet.
+    pub mtu: u32,
+    /// Largest IPv6 packet.
+    pub mtu_v6: u32,
+}
+
+/// What next hops follow from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Ethernet devices that are up, by interface index.
+    pub ways: BTreeMap<u32, WayOut>,
+    /// Neighbours that are known.
+    pub neighbours: Arc<Neighbours>,
+    /// As in [`Network`].
+    pub routes_version: u64,
+}
+
+/// `None` for what is no neighbour of Ethernet, or is not known.
+fn neighbour_of(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
+    let is_stale = match message.header.state {
+        NeighbourState::Stale => true,
+        NeighbourState::Reachable
+        | NeighbourState::Delay
+        | NeighbourState::Probe
+        | NeighbourState::Permanent
+        | NeighbourState::Noarp => false,
+        _ => return None,
+    };
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok(),
+        _ => None,
+    })?;
+    Some((neighbour_key(message)?, Neighbour { mac, is_stale }))
+}
+
+fn neighbour_key(message: &NeighbourMessage) -> Option<(u32, IpAddr)> {
+    let addr = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(addr)) => Some((*addr).into()),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(addr)) => Some((*addr).into()),
+        _ => None,
+    })?;
+    Some((message.header.ifindex, addr))
+}
+
+/// Whether a rule says no more than that a table is asked for whatever comes.
+fn is_plain(rule: &RuleMessage) -> bool {
+    let header = &rule.header;
+    let asks_nothing = header.dst_len == 0
+        && header.src_len == 0
+        && header.tos == 0
+        && header.action == RuleAction::ToTable
+        && !header.flags.contains(RuleFlags::Invert);
+    asks_nothing
+        && rule.attributes.iter().all(|attribute| {
+            matches!(
+                attribute,
+                RuleAttribute::Table(_)
+                    | RuleAttribute::Priority(_)
+                    | RuleAttribute::Protocol(_)
+                    | RuleAttribute::SuppressPrefixLen(u32::MAX)
+            )
+        })
 }
 
 /// `None` for messages that describe something else than a whole device: those of the bridge
@@ -219,6 +392,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         loopback: flags.contains(LinkFlags::Loopback),
         up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
         ..Link::default()
     };
     let (mut parent, mut elsewhere) = (None, false);
@@ -233,6 +407,9 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             LinkAttribute::LinkInfo(infos) => link_infos(infos, &mut link),
             LinkAttribute::Xdp(xdp) => link.xdp = xdp_of(xdp),
+            LinkAttribute::AfSpecUnspec(specs) => {
+                specs.iter().for_each(|spec| family_settings(spec, &mut link));
+            }
             _ => {}
         }
     }
@@ -243,6 +420,28 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
     let below = !elsewhere && link.kind.as_deref() != Some("veth");
     link.parent = parent.filter(|parent| below && *parent != 0 && *parent != link.ifindex);
     Some(link)
+}
+
+/// What a device is to do with packets of one family.
+fn family_settings(spec: &AfSpecUnspec, link: &mut Link) {
+    match spec {
+        AfSpecUnspec::Inet(settings) => {
+            for setting in settings {
+                if let AfSpecInet::DevConf(settings) = setting {
+                    link.forwards_v4 = settings.forwarding != 0;
+                }
+            }
+        }
+        AfSpecUnspec::Inet6(settings) => {
+            for setting in settings {
+                if let AfSpecInet6::DevConf(settings) = setting {
+                    link.forwards_v6 = settings.forwarding != 0;
+                    link.mtu_v6 = u32::try_from(settings.mtu6).unwrap_or_default();
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 fn link_infos(infos: &[LinkInfo], link: &mut Link) {
@@ -411,5 +610,74 @@ mod tests {
         let mut refused = default_route(Vec::new());
         refused.header.kind = RouteType::Unreachable;
         assert_eq!(default_devices(&refused), [0_u32; 0]);
+    }
+
+    fn neighbour(state: NeighbourState, mac: [u8; 6]) -> NeighbourMessage {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = 2;
+        message.header.state = state;
+        let addr = Ipv4Addr::new(192, 0, 2, 9);
+        message.attributes = vec![
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(addr)),
+            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+        ];
+        message
+    }
+
+    #[test]
+    fn neighbours_are_known_while_the_kernel_would_send_to_them() {
+        use NeighbourState::{
+            Delay, Failed, Incomplete, Noarp, Permanent, Probe, Reachable, Stale,
+        };
+        let mut state = State::default();
+        let key = (2, IpAddr::from([192, 0, 2, 9]));
+        for (last, nud) in (1..).zip([Reachable, Stale, Delay, Probe, Permanent, Noarp]) {
+            let mac = [2, 0, 0, 0, 0, last];
+            state.event(&RouteNetlinkMessage::NewNeighbour(neighbour(nud, mac)));
+            let expected = Neighbour { mac, is_stale: nud == Stale };
+            assert_eq!(state.surroundings().neighbours.get(&key), Some(&expected), "{nud:?}");
+        }
+        for nud in [Failed, Incomplete] {
+            state.event(&RouteNetlinkMessage::NewNeighbour(neighbour(Permanent, [2; 6])));
+            state.event(&RouteNetlinkMessage::NewNeighbour(neighbour(nud, [2; 6])));
+            assert!(state.surroundings().neighbours.is_empty(), "{nud:?}");
+        }
+        state.event(&RouteNetlinkMessage::NewNeighbour(neighbour(Permanent, [2; 6])));
+        // As it was when its device went.
+        state.event(&RouteNetlinkMessage::DelNeighbour(neighbour(Permanent, [2; 6])));
+        assert!(state.surroundings().neighbours.is_empty());
+    }
+
+    #[test]
+    fn a_rule_that_looks_at_packets_makes_routes_depend_on_them() {
+        let mut plain = RuleMessage::default();
+        plain.header.family = AddressFamily::Inet6;
+        plain.header.action = RuleAction::ToTable;
+        plain.attributes = vec![
+            RuleAttribute::Table(254),
+            RuleAttribute::SuppressPrefixLen(u32::MAX),
+            RuleAttribute::Priority(32_766),
+        ];
+        let mut state = State::default();
+        state.set_rules(std::slice::from_ref(&plain));
+        let before = state.network();
+        assert_eq!(before.by_rule, BTreeSet::new());
+
+        let mut marked = plain.clone();
+        marked.attributes.push(RuleAttribute::FwMark(1));
+        let mut from = plain.clone();
+        from.header.src_len = 32;
+        let mut inverted = plain.clone();
+        inverted.header.flags = RuleFlags::Invert;
+        let mut refusing = plain.clone();
+        refusing.header.action = RuleAction::Prohibit;
+        for rule in [marked, from, inverted, refusing] {
+            state.set_rules(&[plain.clone(), rule.clone()]);
+            let network = state.network();
+            assert_eq!(network.by_rule, [Family::V6].into(), "{rule:?}");
+            assert_ne!(network.routes_version, before.routes_version);
+        }
+        state.event(&RouteNetlinkMessage::DelRule(plain));
+        assert!(state.rules_stale);
     }
 }

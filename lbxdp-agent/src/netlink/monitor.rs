@@ -15,10 +15,15 @@ use tokio::sync::watch;
 use super::genl::XdpFeatures;
 use super::model::{Network, State};
 use super::request::{Requests, messages};
+use crate::hops::Hops;
+use crate::publish::publish;
 use crate::sys;
 
-/// Links, addresses and routes of both families (`RTNLGRP_*`).
-const GROUPS: [u32; 5] = [1, 5, 9, 7, 11];
+/// Links, addresses, routes and rules of both families, neighbours, settings of devices of both
+/// families (`RTNLGRP_*`).
+const GROUPS: [u32; 10] = [1, 5, 9, 7, 11, 8, 19, 3, 24, 25];
+/// `RTM_NEWNETCONF`: a setting of a device changed. The parser does not know it.
+const NEW_SETTING: u16 = 80;
 /// How often XDP features are read, apart from those of new devices: those of a veth follow its
 /// peer, and nothing on this side says so.
 const FEATURES_EVERY: Duration = Duration::from_secs(1);
@@ -40,14 +45,23 @@ pub struct Monitor {
 impl Monitor {
     /// Reads the network namespace of the calling thread once, then follows it.
     pub fn start() -> io::Result<Self> {
-        Self::with_receive_buffer(RECEIVE_BUFFER)
+        Self::run(Follower::open(RECEIVE_BUFFER)?)
     }
 
-    /// The same with a receive buffer of this many bytes. When events overflow it, everything is
-    /// listed anew.
+    /// The same, and has these next hops follow.
+    pub fn start_with(hops: Arc<Hops>) -> io::Result<Self> {
+        Self::run(Follower { hops: Some(hops), ..Follower::open(RECEIVE_BUFFER)? })
+    }
+
+    /// The same as [`Self::start`] with a receive buffer of this many bytes. When events overflow it,
+    /// everything is listed anew.
     pub fn with_receive_buffer(bytes: u32) -> io::Result<Self> {
-        let mut follower = Follower::open(bytes)?;
+        Self::run(Follower::open(bytes)?)
+    }
+
+    fn run(mut follower: Follower) -> io::Result<Self> {
         follower.resync()?;
+        follower.follow_hops();
         let (sender, network) = watch::channel(Arc::new(follower.state.network()));
         let (stopped, stop) = io::pipe()?;
         // The thread inherits the network namespace, but needs none: its sockets are open.
@@ -91,6 +105,7 @@ struct Follower {
     requests: Requests,
     features: Option<XdpFeatures>,
     state: State,
+    hops: Option<Arc<Hops>>,
     features_due: Instant,
     resync_due: Instant,
 }
@@ -109,6 +124,7 @@ impl Follower {
             requests: Requests::route()?,
             features: XdpFeatures::open()?,
             state: State::default(),
+            hops: None,
             features_due: Instant::now(),
             resync_due: Instant::now(),
         })
@@ -126,14 +142,7 @@ impl Follower {
             if let Err(error) = self.step() {
                 self.failed("following the network", &error);
             }
-            let network = self.state.network();
-            sender.send_if_modified(|known| {
-                let modified = **known != network;
-                if modified {
-                    *known = Arc::new(network);
-                }
-                modified
-            });
+            publish(sender, Arc::new(self.state.network()));
         }
     }
 
@@ -152,11 +161,19 @@ impl Follower {
     fn step(&mut self) -> io::Result<()> {
         if !self.drain()? {
             tracing::debug!("events were lost, listing everything anew");
-            self.state.routes_stale = true;
+            self.state.lost();
             self.resync_due = Instant::now();
         }
+        // At once: listing something takes its time.
+        self.follow_hops();
         if Instant::now() >= self.resync_due {
             self.resync()?;
+        }
+        if self.state.links_stale {
+            self.state.set_links(&self.requests.links()?);
+        }
+        if self.state.rules_stale {
+            self.state.set_rules(&self.requests.rules()?);
         }
         if self.state.routes_stale {
             let routes = self.requests.main_routes()?;
@@ -166,7 +183,18 @@ impl Follower {
             self.features_due = Instant::now() + FEATURES_EVERY;
             self.read_features()?;
         }
+        self.follow_hops();
         Ok(())
+    }
+
+    /// Has the next hops follow what is known.
+    fn follow_hops(&mut self) {
+        let Some(hops) = &self.hops else { return };
+        for (ifindex, addr) in hops.follow(self.state.surroundings()) {
+            if let Err(error) = self.requests.use_neighbour(ifindex, addr) {
+                tracing::debug!(%error, ifindex, %addr, "asking for a neighbour");
+            }
+        }
     }
 
     /// Takes in the events that are waiting; false if some were lost.
@@ -179,7 +207,8 @@ impl Follower {
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(false),
                 Err(error) => return Err(error),
             };
-            for (_, message) in messages::<RouteNetlinkMessage>(&datagram) {
+            for (header, message) in messages::<RouteNetlinkMessage>(&datagram) {
+                self.state.links_stale |= header.message_type == NEW_SETTING;
                 if let Some(NetlinkPayload::InnerMessage(message)) = message {
                     self.state.event(&message);
                 }
@@ -190,6 +219,8 @@ impl Follower {
     fn resync(&mut self) -> io::Result<()> {
         self.state.set_links(&self.requests.links()?);
         self.state.set_addresses(&self.requests.addresses()?);
+        self.state.set_neighbours(&self.requests.neighbours()?);
+        self.state.set_rules(&self.requests.rules()?);
         if self.state.routes_stale {
             self.state.set_routes(&self.requests.main_routes()?);
         }

@@ -4,14 +4,16 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NetlinkSerializable,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
 };
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
+use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
@@ -143,56 +145,111 @@ impl Requests {
         }
     }
 
+    /// What `pick` takes of the answers to a dump.
+    fn list<T>(
+        &mut self,
+        question: RouteNetlinkMessage,
+        pick: fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        Ok(self.dump(question)?.into_iter().filter_map(pick).collect())
+    }
+
+    /// The same for each family. `absent` are the errors by which the kernel says that there is nothing
+    /// of one.
+    fn list_families<T>(
+        &mut self,
+        question: impl Fn(AddressFamily) -> RouteNetlinkMessage,
+        absent: &[i32],
+        pick: fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        let mut all = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            match self.list(question(family), pick) {
+                Ok(found) => all.extend(found),
+                Err(error) if error.raw_os_error().is_some_and(|it| absent.contains(&it)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(all)
+    }
+
     /// Every link.
     pub fn links(&mut self) -> io::Result<Vec<LinkMessage>> {
-        let answers = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-        Ok(answers
-            .into_iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewLink(link) => Some(link),
-                _ => None,
-            })
-            .collect())
+        let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        self.list(question, |answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
+            _ => None,
+        })
     }
 
     /// Every address.
     pub fn addresses(&mut self) -> io::Result<Vec<AddressMessage>> {
-        let answers = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
-        Ok(answers
-            .into_iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewAddress(address) => Some(address),
-                _ => None,
-            })
-            .collect())
+        let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        self.list(question, |answer| match answer {
+            RouteNetlinkMessage::NewAddress(address) => Some(address),
+            _ => None,
+        })
+    }
+
+    /// Every neighbour.
+    pub fn neighbours(&mut self) -> io::Result<Vec<NeighbourMessage>> {
+        let question = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        self.list(question, |answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(neighbour) => Some(neighbour),
+            _ => None,
+        })
+    }
+
+    /// Has the kernel find out whether a neighbour is where it was, as if a packet were sent to it.
+    /// One that is gone meanwhile is no error.
+    pub fn use_neighbour(&mut self, ifindex: u32, addr: IpAddr) -> io::Result<()> {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = ifindex;
+        message.header.flags = NeighbourFlags::Use;
+        let (family, addr) = match addr {
+            IpAddr::V4(addr) => (AddressFamily::Inet, NeighbourAddress::Inet(addr)),
+            IpAddr::V6(addr) => (AddressFamily::Inet6, NeighbourAddress::Inet6(addr)),
+        };
+        message.header.family = family;
+        message.attributes.push(NeighbourAttribute::Destination(addr));
+        let asked = self.ask(RouteNetlinkMessage::NewNeighbour(message), NLM_F_REPLACE);
+        match asked {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
+                Ok(())
+            }
+            asked => asked.map(drop),
+        }
+    }
+
+    /// The rules that say which tables are asked for a route.
+    pub fn rules(&mut self) -> io::Result<Vec<RuleMessage>> {
+        let question = |family| {
+            let mut message = RuleMessage::default();
+            message.header.family = family;
+            RouteNetlinkMessage::GetRule(message)
+        };
+        // The kernel has no rules, or not the family.
+        let absent = [libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
+        self.list_families(question, &absent, |answer| match answer {
+            RouteNetlinkMessage::NewRule(rule) => Some(rule),
+            _ => None,
+        })
     }
 
     /// The routes of the main table.
     pub fn main_routes(&mut self) -> io::Result<Vec<RouteMessage>> {
-        let mut routes = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let question = |family| {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
             message.attributes.push(RouteAttribute::Table(RouteHeader::RT_TABLE_MAIN.into()));
-            let answers = match self.dump(RouteNetlinkMessage::GetRoute(message)) {
-                Ok(answers) => answers,
-                // No such table, or the family is switched off.
-                Err(error)
-                    if matches!(
-                        error.raw_os_error(),
-                        Some(libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
-                    ) =>
-                {
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            routes.extend(answers.into_iter().filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(route) => Some(route),
-                _ => None,
-            }));
-        }
-        Ok(routes)
+            RouteNetlinkMessage::GetRoute(message)
+        };
+        // No such table, or the family is switched off.
+        let absent = [libc::ENOENT, libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
+        self.list_families(question, &absent, |answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        })
     }
 }
 
@@ -225,74 +282,4 @@ pub(super) fn messages<M: NetlinkDeserializable>(
         };
         Some((header, payload))
     })
-}
-
-/// The way to an address, as the kernel would send a packet of this node there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RouteSource {
-    /// Preferred source address.
-    pub source: IpAddr,
-    /// Interface index of the outgoing device.
-    pub ifindex: u32,
-}
-
-/// Route lookups.
-#[derive(Debug)]
-pub struct Routes {
-    requests: Requests,
-}
-
-impl Routes {
-    /// In the calling thread's network namespace.
-    pub fn open() -> io::Result<Self> {
-        Ok(Self { requests: Requests::route()? })
-    }
-
-    /// Source and device towards `addr`; `None` when there is no route, or `addr` is this node's.
-    /// The answer holds until [`super::Network::routes_version`] changes.
-    pub fn route_source(&mut self, addr: IpAddr) -> io::Result<Option<RouteSource>> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = match addr {
-            IpAddr::V4(_) => AddressFamily::Inet,
-            IpAddr::V6(_) => AddressFamily::Inet6,
-        };
-        message.header.destination_prefix_length = if addr.is_ipv4() { 32 } else { 128 };
-        message.attributes.push(RouteAttribute::Destination(addr.into()));
-        let answers = match self.requests.ask(RouteNetlinkMessage::GetRoute(message), 0) {
-            Ok(answers) => answers,
-            Err(error) => {
-                return match error.raw_os_error() {
-                    Some(
-                        libc::ENETUNREACH
-                        | libc::EHOSTUNREACH
-                        | libc::EACCES
-                        | libc::EINVAL
-                        | libc::EAFNOSUPPORT,
-                    ) => Ok(None),
-                    _ => Err(error),
-                };
-            }
-        };
-        let route = answers.into_iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(route) => Some(route),
-            _ => None,
-        });
-        Ok(route.as_ref().and_then(source_of))
-    }
-}
-
-fn source_of(route: &RouteMessage) -> Option<RouteSource> {
-    if route.header.kind != RouteType::Unicast {
-        return None;
-    }
-    let (mut source, mut ifindex) = (None, None);
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::PrefSource(RouteAddress::Inet(addr)) => source = Some((*addr).into()),
-            RouteAttribute::PrefSource(RouteAddress::Inet6(addr)) => source = Some((*addr).into()),
-            RouteAttribute::Oif(index) => ifindex = Some(*index),
-            _ => {}
-        }
-    }
-    Some(RouteSource { source: source?, ifindex: ifindex? })
 }

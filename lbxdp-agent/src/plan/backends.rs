@@ -23,28 +23,32 @@ pub(super) fn entry(
     } else {
         Some(*facts.snat_sources.get(&addr.ip())?)
     };
+    let hop = match source {
+        Some(_) => facts.hops.get(&addr.ip()).copied().unwrap_or_default(),
+        None => 0,
+    };
     Some(match (addr.ip(), source) {
-        (IpAddr::V4(ip), None) => BackendEntry::V4(value(ip.octets(), None, addr.port())),
-        (IpAddr::V6(ip), None) => BackendEntry::V6(value(ip.octets(), None, addr.port())),
+        (IpAddr::V4(ip), None) => BackendEntry::V4(value(ip.octets(), None, addr.port(), hop)),
+        (IpAddr::V6(ip), None) => BackendEntry::V6(value(ip.octets(), None, addr.port(), hop)),
         (IpAddr::V4(ip), Some(IpAddr::V4(source))) => {
-            BackendEntry::V4(value(ip.octets(), Some(source.octets()), addr.port()))
+            BackendEntry::V4(value(ip.octets(), Some(source.octets()), addr.port(), hop))
         }
         (IpAddr::V6(ip), Some(IpAddr::V6(source))) => {
-            BackendEntry::V6(value(ip.octets(), Some(source.octets()), addr.port()))
+            BackendEntry::V6(value(ip.octets(), Some(source.octets()), addr.port(), hop))
         }
         (IpAddr::V4(_), Some(IpAddr::V6(_))) | (IpAddr::V6(_), Some(IpAddr::V4(_))) => return None,
     })
 }
 
-fn value<A: Octets>(addr: A, source: Option<A>, port: u16) -> Backend<A> {
+fn value<A: Octets>(addr: A, source: Option<A>, port: u16, hop: u32) -> Backend<A> {
     let flags = if source.is_none() { Backend::<A>::LOCAL } else { 0 };
-    Backend { addr, snat_addr: source.unwrap_or(A::UNSPECIFIED), port, flags, _pad: 0 }
+    Backend { addr, snat_addr: source.unwrap_or(A::UNSPECIFIED), port, flags, hop }
 }
 
 /// The value of an unused id.
 pub(super) fn unused(family: Family) -> BackendEntry {
     fn zero<A: Octets>() -> Backend<A> {
-        Backend { addr: A::UNSPECIFIED, snat_addr: A::UNSPECIFIED, port: 0, flags: 0, _pad: 0 }
+        Backend { addr: A::UNSPECIFIED, snat_addr: A::UNSPECIFIED, port: 0, flags: 0, hop: 0 }
     }
     match family {
         Family::V4 => BackendEntry::V4(zero()),

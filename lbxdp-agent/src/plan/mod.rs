@@ -501,7 +501,8 @@ impl Planner {
             // Missing where a frontend keeps a table that is out of date: its backends stay as
             // they are.
             let before = self.actual.backends.get(key);
-            let Some(entry) = draft.backends.get(key).or(before) else { continue };
+            let kept = || before.map(|entry| entry.without_hop());
+            let Some(entry) = draft.backends.get(key).copied().or_else(kept) else { continue };
             let entry = entry.with_retired(false);
             if before != Some(&entry) {
                 ops.push(MapOp::SetBackend { id: key.1, backend: entry });
@@ -557,7 +558,9 @@ impl Planner {
     ) {
         let mut retire = |key: &(Family, u32), entry: &BackendEntry| {
             if !after.uses(*key, &self.tables) && !going.contains(key) && !entry.is_retired() {
-                ops.push(MapOp::SetBackend { id: key.1, backend: entry.with_retired(true) });
+                // Nobody follows the way to it any more, so the kernel is asked.
+                let backend = entry.with_retired(true).without_hop();
+                ops.push(MapOp::SetBackend { id: key.1, backend });
             }
         };
         match scope {

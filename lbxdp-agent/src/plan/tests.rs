@@ -194,6 +194,28 @@ fn another_endpoint_set_is_one_store_to_another_range() {
 }
 
 #[test]
+fn another_way_is_one_store_and_a_retired_backend_has_none() {
+    let mut world = World::new();
+    world.set("10.96.0.1:80", FrontendKind::ClusterIp, "a", serve(&["10.1.0.1:80", "10.1.0.2:80"]));
+    let far = IpAddr::from([10, 1, 0, 1]);
+    world.facts.hops.insert(far, 7);
+    world.run(None);
+    let hops = |world: &World| {
+        let backends = world.maps.actual.backends.values();
+        backends.map(|entry| (entry.addr().ip(), entry.hop())).collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(hops(&world)[&far], 7);
+    world.facts.hops.insert(far, 8);
+    let plan = world.run(None);
+    assert_eq!(kinds(&plan), ["backend"]);
+    assert_eq!(hops(&world)[&far], 8);
+
+    world.set("10.96.0.1:80", FrontendKind::ClusterIp, "a", serve(&["10.1.0.2:80"]));
+    world.run(None);
+    assert_eq!(hops(&world)[&far], 0);
+}
+
+#[test]
 fn a_backend_goes_a_second_after_its_last_table() {
     let mut world = World::new();
     world.set("10.96.0.1:80", FrontendKind::ClusterIp, "a", serve(&["10.1.0.1:80", "10.1.0.2:80"]));

@@ -1,16 +1,23 @@
-//! Services, EndpointSlices and Nodes from the YAML and JSON files of a directory.
+//! Services, EndpointSlices and Nodes from the YAML and JSON files of a directory, and pools from which
+//! Services get their addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 use super::files::{self, Format, ReadError};
-use super::parse::{Contents, Fault, Lost, parse};
-use super::{Object, ObjectId, Snapshot, Sourced};
+use super::give::Giver;
+use super::parse::{Contents, Entry, Fault, Lost, parse};
+use super::{ObjectId, Snapshot, Sourced};
+use crate::layer2::Resources;
 use crate::model::Problem;
 use crate::problem::Problems;
+use crate::vip::Tally;
 
 /// The manifests directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +45,8 @@ pub fn load(dir: impl Into<PathBuf>) -> Result<Snapshot, OpenError> {
 pub struct Manifests {
     dir: PathBuf,
     files: BTreeMap<String, FileState>,
+    /// Gives addresses to Services, if somebody is to.
+    giver: Option<Giver>,
     last: Option<Snapshot>,
 }
 
@@ -47,9 +56,9 @@ struct FileState {
     /// Hash of the text that was parsed last: what has not changed is not parsed again.
     digest: Option<u64>,
     /// What the file says now.
-    current: BTreeMap<ObjectId, Object>,
+    current: BTreeMap<ObjectId, Entry>,
     /// What it said before it was broken.
-    kept: BTreeMap<ObjectId, Object>,
+    kept: BTreeMap<ObjectId, Entry>,
     problems: Vec<Problem>,
 }
 
@@ -59,9 +68,26 @@ impl Manifests {
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, OpenError> {
         let dir = dir.into();
         match fs::read_dir(&dir) {
-            Ok(_) => Ok(Self { dir, files: BTreeMap::new(), last: None }),
+            Ok(_) => Ok(Self { dir, files: BTreeMap::new(), giver: None, last: None }),
             Err(source) => Err(OpenError { dir, source }),
         }
+    }
+
+    /// The same with somebody who gives Services addresses of the pools that the files have.
+    #[must_use]
+    pub fn giving(mut self, giver: Giver) -> Self {
+        self.giver = Some(giver);
+        self
+    }
+
+    /// What there is to see of it.
+    pub fn tally(&self) -> Arc<Tally> {
+        self.giver.as_ref().map(Giver::tally).unwrap_or_default()
+    }
+
+    /// From where which addresses are announced, as the files say.
+    pub fn resources(&self) -> watch::Receiver<Option<Arc<Resources>>> {
+        self.giver.as_ref().map_or_else(|| watch::channel(None).1, Giver::resources)
     }
 
     /// The directory.
@@ -79,7 +105,16 @@ impl Manifests {
                 format!("cannot be read ({error}): what was read from it before stays in use"),
             ),
         }
-        let objects = self.merged(&mut problems);
+        let (mut objects, mut given) = (Vec::new(), Vec::new());
+        for Sourced { origin, object } in self.merged(&mut problems) {
+            match object {
+                Entry::Served(object) => objects.push(Sourced::new(origin, object)),
+                Entry::Giving(document) => given.push(Sourced::new(origin, document)),
+            }
+        }
+        if let Some(giver) = &mut self.giver {
+            giver.give(&mut objects, given, &mut problems);
+        }
         for file in self.files.values() {
             problems.extend(file.problems.iter().cloned());
         }
@@ -111,8 +146,8 @@ impl Manifests {
 
     /// Every object once. What a file says now goes before what another one said once; apart from
     /// that the first file in the order of names wins.
-    fn merged(&self, problems: &mut Problems) -> Vec<Sourced<Object>> {
-        let mut merged: BTreeMap<&ObjectId, Sourced<Object>> = BTreeMap::new();
+    fn merged(&self, problems: &mut Problems) -> Vec<Sourced<Entry>> {
+        let mut merged: BTreeMap<&ObjectId, Sourced<Entry>> = BTreeMap::new();
         for (name, file) in &self.files {
             for (id, object) in &file.current {
                 if let Some(first) = merged.get(id) {
@@ -240,7 +275,7 @@ mod tests {
         fn load(&mut self) -> (Vec<String>, Vec<String>) {
             let Snapshot { objects, problems } = self.manifests.load();
             let objects = objects.iter().map(|Sourced { origin, object }| {
-                let Object::Service(service) = object else { panic!("{object:?}") };
+                let crate::source::Object::Service(service) = object else { panic!("{object:?}") };
                 let address = service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref());
                 let name = service.metadata.name.as_deref();
                 format!("{origin}: {} {}", name.unwrap(), address.unwrap())

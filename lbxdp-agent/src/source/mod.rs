@@ -3,12 +3,14 @@
 
 mod documents;
 mod files;
+mod give;
 pub mod kube;
 pub(crate) mod locate;
 pub mod manifests;
 mod parse;
 pub(crate) mod unknown;
 mod watch;
+mod write;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,15 +21,21 @@ use std::time::SystemTime;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use tokio::sync::watch as channel;
 
+use crate::layer2::{Resources, Seen};
+use crate::members::LeaseLink;
 use crate::model::Problem;
+use crate::vip::Tally;
 
+pub use give::{Giver, Options as GiverOptions};
 pub use watch::{Watcher, watch};
+pub(crate) use write::write_atomically;
 
 /// Namespace of namespaced objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
-/// The kinds that a source delivers.
+/// The kinds that objects have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// `v1` Service.
@@ -36,20 +44,62 @@ pub enum Kind {
     EndpointSlice,
     /// `v1` Node.
     Node,
+    /// `v1` Namespace.
+    Namespace,
+    /// `networking.k8s.io/v1` ServiceCIDR.
+    ServiceCidr,
+    /// `metallb.io/v1beta1` IPAddressPool.
+    IpAddressPool,
+    /// `metallb.io/v1beta1` L2Advertisement.
+    L2Advertisement,
 }
 
 impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Service, Self::EndpointSlice, Self::Node];
+    /// The kinds that say what is served. A source delivers these; the others are for those who give
+    /// addresses to Services.
+    pub const SERVED: [Self; 3] = [Self::Service, Self::EndpointSlice, Self::Node];
+    const EVERY: [Self; 7] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::Namespace,
+        Self::ServiceCidr,
+        Self::IpAddressPool,
+        Self::L2Advertisement,
+    ];
+
+    /// The name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::Namespace => "Namespace",
+            Self::ServiceCidr => "ServiceCIDR",
+            Self::IpAddressPool => "IPAddressPool",
+            Self::L2Advertisement => "L2Advertisement",
+        }
+    }
+
+    /// Group and version.
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Self::Service | Self::Node | Self::Namespace => "v1",
+            Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::ServiceCidr => "networking.k8s.io/v1",
+            Self::IpAddressPool | Self::L2Advertisement => "metallb.io/v1beta1",
+        }
+    }
+
+    /// Whether its objects belong to namespaces.
+    pub const fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Node | Self::Namespace | Self::ServiceCidr)
+    }
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::Node => "Node",
-        })
+        f.write_str(self.as_str())
     }
 }
 
@@ -58,7 +108,7 @@ impl fmt::Display for Kind {
 pub struct ObjectId {
     /// Kind.
     pub kind: Kind,
-    /// Namespace, [`DEFAULT_NAMESPACE`] if the object names none; empty for Nodes.
+    /// Namespace, [`DEFAULT_NAMESPACE`] if the object names none; empty for kinds without.
     pub namespace: Arc<str>,
     /// Name.
     pub name: Arc<str>,
@@ -73,11 +123,9 @@ impl ObjectId {
 
     /// Fills in the default namespace, and leaves it away for kinds without namespaces.
     pub fn new(kind: Kind, namespace: Option<&str>, name: &str) -> Self {
-        let namespace = match kind {
-            Kind::Node => "",
-            Kind::Service | Kind::EndpointSlice => {
-                namespace.filter(|ns| !ns.is_empty()).unwrap_or(DEFAULT_NAMESPACE)
-            }
+        let namespace = match kind.is_namespaced() {
+            false => "",
+            true => namespace.filter(|ns| !ns.is_empty()).unwrap_or(DEFAULT_NAMESPACE),
         };
         Self { kind, namespace: namespace.into(), name: name.into() }
     }
@@ -89,10 +137,10 @@ impl FromStr for ObjectId {
     /// The inverse of [`fmt::Display`].
     fn from_str(text: &str) -> Result<Self, NotAnObject> {
         let (kind, name) = text.split_once(' ').ok_or(NotAnObject)?;
-        let kind = *Kind::ALL.iter().find(|it| it.to_string() == kind).ok_or(NotAnObject)?;
-        let (namespace, name) = match (kind, name.split_once('/')) {
-            (Kind::Node, None) => ("", name),
-            (Kind::Service | Kind::EndpointSlice, Some(parts)) => parts,
+        let kind = *Kind::EVERY.iter().find(|it| it.as_str() == kind).ok_or(NotAnObject)?;
+        let (namespace, name) = match (kind.is_namespaced(), name.split_once('/')) {
+            (false, None) => ("", name),
+            (true, Some(parts)) => parts,
             _ => return Err(NotAnObject),
         };
         Ok(Self { kind, namespace: namespace.into(), name: name.into() })
@@ -107,14 +155,14 @@ pub struct NotAnObject;
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, namespace, name } = self;
-        match kind {
-            Kind::Node => write!(f, "{kind} {name}"),
-            Kind::Service | Kind::EndpointSlice => write!(f, "{kind} {namespace}/{name}"),
+        match kind.is_namespaced() {
+            false => write!(f, "{kind} {name}"),
+            true => write!(f, "{kind} {namespace}/{name}"),
         }
     }
 }
 
-/// An object of a known kind. Shared, because every snapshot holds all of them.
+/// An object of a kind that is served. Shared, because every snapshot holds all of them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     /// A Service.
@@ -168,6 +216,7 @@ impl Object {
             Kind::Service => Self::Service(serde_json::from_slice(json)?),
             Kind::EndpointSlice => Self::EndpointSlice(serde_json::from_slice(json)?),
             Kind::Node => Self::Node(serde_json::from_slice(json)?),
+            other => return Err(serde::de::Error::custom(format_args!("{other}s are not kept"))),
         })
     }
 }
@@ -237,8 +286,8 @@ pub enum Change {
 /// Where the objects are to come from.
 #[derive(Clone, Debug)]
 pub enum Options {
-    /// From the files of this directory.
-    Manifests(PathBuf),
+    /// From the files of this directory, and addresses from the pools there.
+    Manifests(PathBuf, GiverOptions),
     /// From the Kubernetes API.
     Kube(kube::Options),
 }
@@ -259,9 +308,10 @@ impl Source {
         node_name: &str,
     ) -> anyhow::Result<(Self, Option<Change>)> {
         Ok(match options {
-            Options::Manifests(dir) => {
+            Options::Manifests(dir, giver) => {
                 let watcher = watch(dir);
-                let mut manifests = manifests::Manifests::open(dir)?;
+                let giver = Giver::new(giver.clone());
+                let mut manifests = manifests::Manifests::open(dir)?.giving(giver);
                 let first = Change::All(manifests.load());
                 (Self::Manifests(Box::new((watcher, manifests))), Some(first))
             }
@@ -303,11 +353,43 @@ impl Source {
         }
     }
 
+    /// What there is to see of the addresses that Services are given.
+    pub fn tally(&self) -> Arc<Tally> {
+        match self {
+            Self::Manifests(parts) => parts.1.tally(),
+            Self::Kube(kube) => kube.tally(),
+        }
+    }
+
+    /// From where which addresses are announced; `None` until it is known.
+    pub fn resources(&self) -> channel::Receiver<Option<Arc<Resources>>> {
+        match self {
+            Self::Manifests(parts) => parts.1.resources(),
+            Self::Kube(kube) => kube.resources(),
+        }
+    }
+
     /// Where problems of objects are told, if anywhere.
     pub fn events(&self) -> Option<kube::Events> {
         match self {
             Self::Manifests(_) => None,
             Self::Kube(kube) => Some(kube.events()),
+        }
+    }
+
+    /// Where to say what this node announces: the API is told, if there is to be one.
+    pub fn announced(&self) -> channel::Sender<Arc<Seen>> {
+        match self {
+            Self::Manifests(_) => channel::channel(Arc::default()).0,
+            Self::Kube(kube) => kube.announced(),
+        }
+    }
+
+    /// To the leases of nodes, if there is to be an API; the first call only.
+    pub fn leases(&mut self) -> Option<LeaseLink> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Kube(kube) => kube.leases(),
         }
     }
 
@@ -338,6 +420,8 @@ mod tests {
             ObjectId::new(Kind::Service, Some("shop"), "web"),
             ObjectId::new(Kind::EndpointSlice, None, "web-1"),
             ObjectId::new(Kind::Node, None, "node-1.example"),
+            ObjectId::new(Kind::IpAddressPool, Some("lb"), "first"),
+            ObjectId::new(Kind::Namespace, None, "shop"),
         ] {
             assert_eq!(id.to_string().parse(), Ok(id));
         }

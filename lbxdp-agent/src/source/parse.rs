@@ -6,27 +6,48 @@ use k8s_openapi::ListableResource;
 use k8s_openapi::Metadata;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::Resource;
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::documents::{self, Document};
+use super::documents;
 use super::files::{Format, MAX_FILE_BYTES};
 use super::locate::faulty_field;
 use super::unknown::unknown_fields;
 use super::{DEFAULT_NAMESPACE, Kind, Object, ObjectId};
 use crate::problem::quoted;
+use crate::vip::manifest::{Document, read_document};
+use crate::vip::resources::{IpAddressPool, L2Advertisement, Unreadable};
 
 /// What a file holds.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     /// The objects that are in order, each once.
-    pub objects: Vec<Object>,
+    pub objects: Vec<Entry>,
     /// What is not.
     pub faults: Vec<Fault>,
+}
+
+/// An object of a file.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Entry {
+    /// One that says what is served.
+    Served(Object),
+    /// One that addresses are given by.
+    Giving(Document),
+}
+
+impl Entry {
+    /// What identifies it.
+    pub fn id(&self) -> ObjectId {
+        match self {
+            Self::Served(object) => object.id(),
+            Self::Giving(document) => document.id(),
+        }
+    }
 }
 
 /// Something in a file that gives no object.
@@ -73,7 +94,7 @@ struct Reader {
 
 impl Reader {
     fn yaml(&mut self, text: &str) {
-        for Document { number, first_line, text } in documents::split(text) {
+        for documents::Document { number, first_line, text } in documents::split(text) {
             let place = format!("document {number} (line {first_line})");
             match serde_saphyr::from_str_with_options(text, yaml_options()) {
                 Ok(value) => self.value(&place, value, None),
@@ -130,6 +151,13 @@ impl Reader {
             (EndpointSlice::API_VERSION, EndpointSlice::LIST_KIND) => {
                 self.list_of::<EndpointSlice>(place, &mut value);
             }
+            ("v1", Namespace::LIST_KIND) => self.list_of::<Namespace>(place, &mut value),
+            (IpAddressPool::API_VERSION, IpAddressPool::LIST_KIND) => {
+                self.list_of::<IpAddressPool>(place, &mut value);
+            }
+            (L2Advertisement::API_VERSION, L2Advertisement::LIST_KIND) => {
+                self.list_of::<L2Advertisement>(place, &mut value);
+            }
             (Service::API_VERSION, Service::KIND) => {
                 self.object::<Service>(place, value, Kind::Service, namespaced::<Service>);
             }
@@ -140,7 +168,45 @@ impl Reader {
             (Node::API_VERSION, Node::KIND) => {
                 self.object::<Node>(place, value, Kind::Node, |node| node.into());
             }
-            _ => self.other(place, &value, api_version, kind),
+            _ => {
+                let (api_version, kind) = (api_version.to_owned(), kind.to_owned());
+                // Items of a typed list need not say what they are.
+                value["apiVersion"] = api_version.as_str().into();
+                value["kind"] = kind.as_str().into();
+                match read_document(&value) {
+                    Some(read) => self.giving(place, &value, &kind, read),
+                    None => self.other(place, &value, &api_version, &kind),
+                }
+            }
+        }
+    }
+
+    /// One of the kinds that addresses are given by.
+    fn giving(
+        &mut self,
+        place: &str,
+        value: &Value,
+        kind: &str,
+        read: Result<Document, Unreadable>,
+    ) {
+        match read {
+            Ok(document) if self.seen.insert(document.id()) => {
+                self.contents.objects.push(Entry::Giving(document));
+            }
+            Ok(document) => {
+                let message = format!("a second time in the same file, {place}");
+                self.fault(&document.id().to_string(), "", message, Lost::Repetition);
+            }
+            Err(Unreadable { field, message }) => {
+                let kinds = [Kind::IpAddressPool, Kind::L2Advertisement, Kind::Namespace];
+                let ours = kinds.into_iter().find(|it| it.as_str() == kind);
+                let (object, lost) = match ours.map(|kind| id_of(kind, value)) {
+                    Some(Some(id)) => (id.to_string(), Lost::Object(id)),
+                    Some(None) => (place.to_owned(), Lost::Anything),
+                    None => (named(kind, value, place), Lost::Nothing),
+                };
+                self.fault(&object, &field, message, lost);
+            }
         }
     }
 
@@ -190,7 +256,7 @@ impl Reader {
                         self.fault(&id.to_string(), &field, message, Lost::Nothing);
                     }
                 }
-                self.contents.objects.push(finish(object));
+                self.contents.objects.push(Entry::Served(finish(object)));
             }
         }
     }
@@ -217,12 +283,7 @@ impl Reader {
         };
         let message =
             format!("kind {} of {} is not used here{hint}", quoted(kind), quoted(api_version));
-        let metadata = |key| value.pointer(key).and_then(Value::as_str);
-        let object = match (metadata("/metadata/namespace"), metadata("/metadata/name")) {
-            (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
-            (None, Some(name)) => format!("{kind} {name}"),
-            (_, None) => place.to_owned(),
-        };
+        let object = named(kind, value, place);
         self.fault(&object, "kind", message, Lost::Nothing);
     }
 
@@ -245,6 +306,16 @@ fn id_of(kind: Kind, value: &Value) -> Option<ObjectId> {
     let text = |path| value.pointer(path).and_then(Value::as_str);
     let name = text("/metadata/name").filter(|name| !name.is_empty())?;
     Some(ObjectId::new(kind, text("/metadata/namespace"), name))
+}
+
+/// An object of a kind that is not used, for people.
+fn named(kind: &str, value: &Value, place: &str) -> String {
+    let metadata = |key| value.pointer(key).and_then(Value::as_str);
+    match (metadata("/metadata/namespace"), metadata("/metadata/name")) {
+        (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
+        (None, Some(name)) => format!("{kind} {name}"),
+        (_, None) => place.to_owned(),
+    }
 }
 
 fn namespaced<T>(mut object: T) -> Object
@@ -322,8 +393,47 @@ mod tests {
                 "Node m",
             ],
         );
-        let Object::Service(service) = &contents.objects[3] else { panic!() };
+        let Entry::Served(Object::Service(service)) = &contents.objects[3] else { panic!() };
         assert_eq!(service.metadata.namespace.as_deref(), Some("default"));
+    }
+
+    #[test]
+    fn pools_and_namespaces_are_read_and_what_is_wrong_with_them_is_named() {
+        let contents = yaml(
+            "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {name: a, namespace: x}\n\
+             spec: {addresses: [192.0.2.0/30]}\n---\n\
+             apiVersion: metallb.io/v1beta1\nkind: L2AdvertisementList\n\
+             items: [{metadata: {name: l2}}]\n---\n\
+             apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n",
+        );
+        assert_eq!(faults(&contents), []);
+        let expected = ["IPAddressPool x/a", "L2Advertisement default/l2", "Namespace shop"];
+        assert_eq!(ids(&contents), expected);
+        for (text, object, field, lost) in [
+            (
+                "{apiVersion: metallb.io/v1beta1, kind: IPAddressPool, metadata: {name: a}, spec: 7}",
+                "IPAddressPool default/a",
+                "spec",
+                Lost::Object(ObjectId::new(Kind::IpAddressPool, None, "a")),
+            ),
+            (
+                "{apiVersion: metallb.io/v1beta1, kind: IPAddressPool}",
+                "document 1 (line 1)",
+                "metadata.name",
+                Lost::Anything,
+            ),
+            (
+                "{apiVersion: metallb.io/v1beta2, kind: BGPPeer, metadata: {name: p}}",
+                "BGPPeer p",
+                "kind",
+                Lost::Nothing,
+            ),
+        ] {
+            let contents = yaml(text);
+            let [fault] = &contents.faults[..] else { panic!("{text}: {contents:?}") };
+            assert_eq!((fault.object.as_str(), fault.field.as_str()), (object, field), "{text}");
+            assert_eq!(fault.lost, lost, "{text}");
+        }
     }
 
     #[test]

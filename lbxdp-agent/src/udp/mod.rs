@@ -9,7 +9,7 @@
 //!
 //! Time is an input: nanoseconds of any clock that does not go backwards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -79,6 +79,16 @@ impl Serving {
     }
 }
 
+/// Which of the stale entries a first sweep ends: the requests', so that the next request chooses anew. An
+/// answer may be under way, whoever gave it; its entry ends with the next sweep. (An answer that needs
+/// the request's entry puts it back, to be found again.)
+pub fn ending_gently(mut stale: Vec<FlowEntry>) -> Vec<FlowEntry> {
+    let requests = stale.iter().filter(|flow| !flow.is_reply());
+    let answered_by: HashSet<_> = requests.map(FlowEntry::other_arrives).collect();
+    stale.retain(|flow| !(flow.is_reply() && answered_by.contains(&flow.arrives())));
+    stale
+}
+
 /// When the flow tables are swept: after a start and whenever a backend stops serving, again a
 /// moment later (a program that was running may have begun a flow from the old table meanwhile),
 /// and on until a sweep finds nothing. At most once a second, and never on a node that has had no
@@ -142,6 +152,11 @@ impl Sweeps {
     /// What to compare flows with, if now is the time.
     pub fn begin(&self, now: u64) -> Option<&Serving> {
         self.serving.as_ref().filter(|_| self.wait(now) == Some(Duration::ZERO))
+    }
+
+    /// Whether what the next sweep looks for has not been looked for before.
+    pub const fn is_first(&self) -> bool {
+        self.is_fresh
     }
 
     /// Follows a sweep that began at `now`: whether it was complete and found nothing.

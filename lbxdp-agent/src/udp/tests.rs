@@ -65,12 +65,14 @@ fn halves(
             src_port: source_port,
             dst_port: backend_port,
             frontend: 1,
-            backend: 1,
+            check: 0,
             state: FlowState::Datagram as u8,
             hook: Hook::Ingress as u8,
             flags: 0,
             _pad: 0,
             last_seen: 0,
+            backend: 1,
+            _pad2: 0,
         };
         let reply = Flow {
             src: key.dst,
@@ -144,6 +146,21 @@ fn flows_of_other_frontends_and_protocols_are_left_alone() {
         ]);
         let all = [tcp, same_pod, gone, sctp, same_frontend].concat();
         assert_eq!(Serving::of(&desired).stale(all), gone);
+    }
+}
+
+#[test]
+fn an_answer_that_is_under_way_finds_its_flow() {
+    for [client, node, service, _, pod, far] in NETS {
+        let of = |port, pod| {
+            let (client, frontend) = (at(client, port), at(service, 53));
+            halves(IPPROTO_UDP, client, frontend, at(node, 60_000 + port), at(pod, 5353))
+        };
+        let ([request, reply], [other, _], [_, late]) = (of(1, pod), of(2, far), of(3, pod));
+        assert_eq!(ending_gently(vec![reply, request, other]), [request, other]);
+        // Of an earlier first sweep, unless an answer has put the request's entry back.
+        assert_eq!(ending_gently(vec![late, reply]), [late, reply]);
+        assert_eq!(ending_gently(vec![late, reply, request]), [late, request]);
     }
 }
 

@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::resources::{
     API_VERSION, GROUP, IpAddressPool, L2Advertisement, Read, Unreadable, read, unsupported_kind,
 };
-use crate::problem::{Problems, quoted};
-use crate::source::DEFAULT_NAMESPACE;
+use crate::problem::quoted;
+use crate::source::{DEFAULT_NAMESPACE, Kind, ObjectId};
 
 /// What a document is.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,16 +22,33 @@ pub enum Document {
     Advertisement(Box<Read<L2Advertisement>>),
     /// A namespace, for its labels.
     Namespace(Box<Namespace>),
-    /// One of these, or another kind of MetalLB's, that is of no use. It was reported.
-    Broken,
-    /// Something else.
-    Other,
 }
 
-/// Reads a document. A kind of MetalLB's that has no effect is an error, as is another version: it
-/// was written to have one.
-pub fn read_document(origin: &str, value: &Value, problems: &mut Problems) -> Document {
-    let read = match (text(value, "/apiVersion"), text(value, "/kind")) {
+impl Document {
+    /// Which kind it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Pool(_) => Kind::IpAddressPool,
+            Self::Advertisement(_) => Kind::L2Advertisement,
+            Self::Namespace(_) => Kind::Namespace,
+        }
+    }
+
+    /// What identifies it.
+    pub fn id(&self) -> ObjectId {
+        let metadata = match self {
+            Self::Pool(read) => &read.object.metadata,
+            Self::Advertisement(read) => &read.object.metadata,
+            Self::Namespace(namespace) => &namespace.metadata,
+        };
+        ObjectId::of(self.kind(), metadata)
+    }
+}
+
+/// Reads a document; `None` if it is of another kind. A kind of MetalLB's that has no effect is refused,
+/// as is another version: it was written to have one.
+pub fn read_document(value: &Value) -> Option<Result<Document, Unreadable>> {
+    Some(match (text(value, "/apiVersion"), text(value, "/kind")) {
         (Namespace::API_VERSION, Namespace::KIND) => {
             named(value).map(|read| Document::Namespace(Box::new(read.object)))
         }
@@ -52,17 +69,7 @@ pub fn read_document(origin: &str, value: &Value, problems: &mut Problems) -> Do
             };
             Err(Unreadable { field: field.to_owned(), message })
         }
-        _ => return Document::Other,
-    };
-    read.unwrap_or_else(|Unreadable { field, message }| {
-        let kind = text(value, "/kind");
-        let object = match (text(value, "/metadata/namespace"), text(value, "/metadata/name")) {
-            (_, "") => kind.to_owned(),
-            ("", name) => format!("{kind} {name}"),
-            (namespace, name) => format!("{kind} {namespace}/{name}"),
-        };
-        problems.about(origin, &object).error(field, message);
-        Document::Broken
+        _ => return None,
     })
 }
 
@@ -99,22 +106,23 @@ where
 mod tests {
     use super::*;
 
-    fn document(yaml: &str) -> (Document, Vec<String>) {
-        let value: Value = serde_saphyr::from_str(yaml).unwrap();
-        let mut problems = Problems::default();
-        let document = read_document("a.yaml", &value, &mut problems);
-        (document, problems.into_sorted().iter().map(ToString::to_string).collect())
+    fn document(yaml: &str) -> Option<Result<Document, Unreadable>> {
+        read_document(&serde_saphyr::from_str(yaml).unwrap())
+    }
+
+    fn read(yaml: &str) -> Document {
+        document(yaml).unwrap().unwrap()
     }
 
     #[test]
     fn what_a_team_has_for_metallb_is_read_as_it_is() {
-        let (document, problems) = document(
+        let document = read(
             "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\n\
              metadata:\n  name: first-pool\n  namespace: metallb-system\n\
              spec:\n  addresses:\n  - 192.168.10.0/24\n  - 192.168.9.1-192.168.9.5\n  \
              avoidBuggyIPs: true\n  serviceAllocation:\n    priority: 50\n    namespaces: [a]\n",
         );
-        assert_eq!(problems, Vec::<String>::new());
+        assert_eq!(document.id().to_string(), "IPAddressPool metallb-system/first-pool");
         let Document::Pool(read) = document else { panic!("{document:?}") };
         assert_eq!(read.object.spec.addresses, ["192.168.10.0/24", "192.168.9.1-192.168.9.5"]);
         assert_eq!(read.object.spec.avoid_buggy_ips, Some(true));
@@ -124,49 +132,42 @@ mod tests {
 
     #[test]
     fn advertisements_and_namespaces_are_read() {
-        let (document, problems) = document(
-            "{apiVersion: metallb.io/v1beta1, kind: L2Advertisement, metadata: {name: l2}}",
-        );
-        assert_eq!(problems, Vec::<String>::new());
-        let Document::Advertisement(read) = document else { panic!("{document:?}") };
-        assert_eq!(read.object.metadata.namespace.as_deref(), Some("default"));
-        let (document, _) = self::document(
-            "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {a: b}}}",
-        );
+        let document =
+            read("{apiVersion: metallb.io/v1beta1, kind: L2Advertisement, metadata: {name: l2}}");
+        assert_eq!(document.id().to_string(), "L2Advertisement default/l2");
+        let document =
+            read("{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {a: b}}}");
         let Document::Namespace(namespace) = document else { panic!("{document:?}") };
         assert_eq!(namespace.metadata.labels.unwrap()["a"], "b");
     }
 
     #[test]
-    fn what_is_of_no_use_names_object_and_field() {
+    fn what_is_of_no_use_names_the_field() {
         for (yaml, expected) in [
             (
                 "{apiVersion: metallb.io/v1beta2, kind: BGPPeer, metadata: {name: p, namespace: ns}}",
-                "a.yaml: BGPPeer ns/p: kind: unsupported: addresses are not announced by BGP",
+                "kind: unsupported: addresses are not announced by BGP",
             ),
             (
                 "{apiVersion: metallb.io/v1beta1, kind: Thing, metadata: {name: p}}",
-                "a.yaml: Thing p: kind: unsupported: it has no effect",
+                "kind: unsupported: it has no effect",
             ),
             (
                 "{apiVersion: metallb.io/v1beta2, kind: IPAddressPool, metadata: {name: p}}",
-                "a.yaml: IPAddressPool p: apiVersion: \"metallb.io/v1beta2\" is not supported, \
-                 metallb.io/v1beta1 is",
+                "apiVersion: \"metallb.io/v1beta2\" is not supported, metallb.io/v1beta1 is",
             ),
             (
                 "{apiVersion: metallb.io/v1beta1, kind: IPAddressPool, metadata: {}}",
-                "a.yaml: IPAddressPool: metadata.name: the object has no name",
+                "metadata.name: the object has no name",
             ),
             (
                 "{apiVersion: metallb.io/v1beta1, kind: IPAddressPool, metadata: {name: p}, \
                  spec: {addresses: 7}}",
-                "a.yaml: IPAddressPool p: spec.addresses: invalid type: integer `7`, expected a \
-                 sequence",
+                "spec.addresses: invalid type: integer `7`, expected a sequence",
             ),
         ] {
-            let (document, problems) = document(yaml);
-            assert_eq!(document, Document::Broken, "{yaml}");
-            assert_eq!(problems, [expected]);
+            let error = document(yaml).unwrap().unwrap_err();
+            assert_eq!(error.to_string(), expected, "{yaml}");
         }
     }
 
@@ -178,7 +179,7 @@ mod tests {
             "{}",
             "[]",
         ] {
-            assert_eq!(document(yaml), (Document::Other, Vec::new()), "{yaml}");
+            assert_eq!(document(yaml), None, "{yaml}");
         }
     }
 }

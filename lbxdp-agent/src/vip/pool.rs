@@ -146,6 +146,12 @@ impl Pools {
         self.all.iter()
     }
 
+    /// The name of the pool that has this address, whether or not it may be given out.
+    pub fn of(&self, addr: IpAddr) -> Option<&str> {
+        let pool = self.all.iter().find(|pool| pool.set.contains(addr))?;
+        Some(&pool.name)
+    }
+
     /// The pool that Services mean by a name.
     pub(super) fn named(&self, name: &str) -> Option<&Pool> {
         self.all.iter().find(|pool| pool.name == name)

@@ -129,6 +129,8 @@ impl Decision {
 /// Addresses of one family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
+    /// That could be given out if nobody had any; [`u64::MAX`] if they are more.
+    pub total: u64,
     /// That Services have.
     pub assigned: u64,
     /// That Services may still get; [`u64::MAX`] if they are more.

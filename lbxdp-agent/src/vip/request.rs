@@ -76,16 +76,23 @@ pub(super) enum Role {
 impl Role {
     /// Of this Service.
     pub(super) fn of(service: &Service, shown: &Assignment, adopt_classless: bool) -> Self {
-        let spec = service.spec.as_ref();
-        if spec.and_then(|spec| spec.type_.as_deref()) != Some("LoadBalancer") {
+        if !is_load_balancer(service) {
             return if shown.pool.is_some() { Self::Left } else { Self::None };
         }
-        match spec.and_then(|spec| spec.load_balancer_class.as_deref()) {
-            Some(CLASS) => Self::Ours,
-            None if adopt_classless => Self::Ours,
-            _ => Self::Foreign,
-        }
+        if is_ours(service, adopt_classless) { Self::Ours } else { Self::Foreign }
     }
+}
+
+/// Whether a Service has that type.
+pub fn is_load_balancer(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    spec.and_then(|spec| spec.type_.as_deref()) == Some("LoadBalancer")
+}
+
+/// Whether a Service is to have its addresses from here, going by type and class.
+pub fn is_ours(service: &Service, adopt_classless: bool) -> bool {
+    let class = service.spec.as_ref().and_then(|spec| spec.load_balancer_class.as_deref());
+    is_load_balancer(service) && class.map_or(adopt_classless, |class| class == CLASS)
 }
 
 /// What Services have to agree in to share an address.

@@ -335,7 +335,9 @@ mod tests {
                 |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
             assert_eq!(fields(&bare["spec"]), fields(&spec));
         }
-        check::<IpAddressPool>(include_str!("definitions/ipaddresspools.yaml"));
-        check::<L2Advertisement>(include_str!("definitions/l2advertisements.yaml"));
+        check::<IpAddressPool>(include_str!("../../../deploy/helm/lbxdp/crds/ipaddresspools.yaml"));
+        check::<L2Advertisement>(include_str!(
+            "../../../deploy/helm/lbxdp/crds/l2advertisements.yaml"
+        ));
     }
 }

@@ -95,6 +95,11 @@ pub struct State {
 }
 
 impl State {
+    /// Whether nobody has anything.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty()
+    }
+
     /// Makes a Service show what it has. Whatever its file says of that is a copy from elsewhere.
     pub fn show(&self, service: &mut Service) {
         let none = Assignment::default();

@@ -9,9 +9,10 @@ use crate::{
     family::{Family, V4, V6},
     icmp,
     ingress::{self, Verdict},
-    lookup::count,
+    lookup::{count, device},
     packet::{Packet as _, skb::SkbPacket},
     parse::{Segment, ethernet},
+    resolve::{self, Reply},
     rewrite::Rewriter as _,
     route::{self, Route},
     work::Work,
@@ -30,9 +31,23 @@ pub fn handle(packet: &SkbPacket) -> Outcome {
     let Some(frame) = ethernet::parse(packet) else { return Outcome::Pass };
     match frame.ether_type {
         V4::ETHER_TYPE => serve::<V4>(packet, frame.l3),
+        V6::ETHER_TYPE if resolve::is_solicitation(packet, frame.l3) => tell(packet).into(),
         V6::ETHER_TYPE => serve::<V6>(packet, frame.l3),
+        ethernet::ARP => tell(packet).into(),
         _ => Outcome::Pass,
     }
+}
+
+/// Answers a question for an announced address. A function of its own, so that other packets pay for
+/// one comparison.
+#[inline(never)]
+fn tell(packet: &SkbPacket) -> Reply {
+    let ifindex = packet.ifindex();
+    let Some(device) = device::get(ifindex) else { return Reply::None };
+    if !packet.is_for_host() && !packet.is_for_many() {
+        return Reply::None;
+    }
+    resolve::answer(packet, ifindex, device.mac)
 }
 
 #[inline(always)]
@@ -78,14 +93,16 @@ pub fn forward<F: icmp::Protocol>(packet: &SkbPacket, work: &mut Work<F::Addr>) 
         0 => work.segment.len,
         size => work.segment.header_len + size as usize,
     };
-    let route = route::lookup::<F>(packet.ctx.as_ptr(), packet.ifindex(), work, len);
-    let Work { segment, flow, .. } = &*work;
+    let ifindex = packet.ifindex();
+    let device = device::get(ifindex);
+    let route = route::lookup::<F>(packet.ctx.as_ptr(), ifindex, device, work, len);
+    let Work { segment, flow, route: way, .. } = &*work;
     let refusal = match route {
-        Route::Hop { .. } | Route::Unresolved { .. } if segment.ttl <= 1 => {
+        Route::Hop | Route::Unresolved if segment.ttl <= 1 => {
             (DropReason::TtlExceeded, icmp::Error::TimeExceeded)
         }
-        Route::Hop { ifindex, .. } | Route::Unresolved { ifindex } => {
-            return send::<F>(packet, segment, flow, ifindex);
+        Route::Hop | Route::Unresolved => {
+            return send::<F>(packet, segment, flow, way.ifindex);
         }
         Route::Here if flow.has(Flow::<F::Addr>::REPLY) => {
             return up::<F, _>(packet, segment, flow);

@@ -14,6 +14,7 @@ use crate::{
         Segment,
         ethernet::{self, Frame},
     },
+    resolve::{self, Reply},
     rewrite::Rewriter as _,
     route::{self, Route},
     work::Work,
@@ -25,9 +26,25 @@ pub fn handle(packet: &XdpPacket) -> Outcome {
     let Some(frame) = ethernet::parse(packet) else { return Outcome::Pass };
     match frame.ether_type {
         V4::ETHER_TYPE => serve::<V4>(packet, &frame),
+        V6::ETHER_TYPE if resolve::is_solicitation(packet, frame.l3) => tell(packet).into(),
         V6::ETHER_TYPE => serve::<V6>(packet, &frame),
+        ethernet::ARP => tell(packet).into(),
         _ => Outcome::Pass,
     }
+}
+
+/// Answers a question for an announced address. A function of its own, so that other packets pay for
+/// one comparison.
+#[inline(never)]
+fn tell(packet: &XdpPacket) -> Reply {
+    let ifindex = packet.ctx.ingress_ifindex() as u32;
+    let Some(device) = device::get(ifindex) else { return Reply::None };
+    let Some(to) = read::<[u8; 6], _>(packet, 0) else { return Reply::None };
+    let is_for_us = to == device.mac || to[0] & 1 != 0;
+    if !is_for_us || !device.has(Device::TX) {
+        return Reply::None;
+    }
+    resolve::answer(packet, ifindex, device.mac)
 }
 
 #[inline(always)]
@@ -71,22 +88,24 @@ fn forward<F: icmp::Protocol>(
         return Ok(up::<F, _>(packet, &work.segment, &work.flow));
     }
     let len = work.segment.len;
-    let route = route::lookup::<F>(packet.ctx.as_ptr(), ifindex, work, len);
-    let Work { segment, flow, .. } = &*work;
-    let (out, dst, src) = match route {
-        Route::Hop { ifindex, dst, src } => (ifindex, dst, src),
-        Route::Unresolved { .. } | Route::Unsupported => return Ok(Outcome::Defer),
+    let route = route::lookup::<F>(packet.ctx.as_ptr(), ifindex, Some(device), work, len);
+    let Work { segment, flow, route: way, .. } = &*work;
+    match route {
+        Route::Hop => {}
+        Route::Unresolved | Route::Unsupported => return Ok(Outcome::Defer),
         Route::Here => return Ok(here::<F>(packet, segment, flow)),
         Route::TooBig => return Err((DropReason::TooBig, icmp::Error::TooBig)),
         Route::None(reason) => return Ok(Outcome::Drop(reason)),
+    }
+    let Some(outcome) = way_out(frame, device, ifindex, way.ifindex) else {
+        return Ok(Outcome::Defer);
     };
-    let Some(outcome) = way_out(frame, device, ifindex, out) else { return Ok(Outcome::Defer) };
     if segment.ttl <= 1 {
         return Err((DropReason::TtlExceeded, icmp::Error::TimeExceeded));
     }
     if packet.hop::<F>(segment)
         && rewrite::<F, _>(packet, segment, flow)
-        && packet.address_frame(dst, src)
+        && packet.address_frame(way.dmac, way.smac)
     {
         Ok(outcome)
     } else {

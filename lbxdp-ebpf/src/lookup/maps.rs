@@ -8,12 +8,14 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lbxdp_common::{
-    AddressFlags, Affinity, AffinityKey, Backend, Descriptor, Device, Flow, FlowKey, FragmentKey,
-    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, MemberKey, RangeKey, SocketKey,
-    SocketPeer, TableBlock, counter, drop_reason,
+    AddressFlags, Affinity, AffinityKey, AnnouncedKey, Backend, Descriptor, Device, FragmentKey,
+    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey, RangeKey, SocketKey,
+    SocketPeer, TableBlock, Watch, counter, drop_reason,
+    flow_set::FlowSet,
     limits::{
-        MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRAGMENTS,
-        MAX_FRONTENDS, MAX_MEMBERS, MAX_RANGES, MAX_SOCKETS, TABLE_BLOCKS,
+        FLOW_SETS, MAX_ADDRESSES, MAX_AFFINITIES, MAX_ANNOUNCED, MAX_BACKENDS, MAX_DEVICES,
+        MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HOPS, MAX_MEMBERS, MAX_RANGES, MAX_SOCKETS, NEAR_DEVICES,
+        PORT_WORDS, TABLE_BLOCKS,
     },
 };
 
@@ -23,7 +25,7 @@ use crate::work::Work;
 pub const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// The kind of map that holds flows.
-pub type FlowMap<K, V, const N: usize> = LruHashMap<K, V, N>;
+pub type FlowMap<A> = Array<FlowSet<A>, FLOW_SETS, MMAPABLE>;
 /// The kind of map that holds sockets. The release hook forgets most of them; the rest (a socket
 /// that failed to connect, or that sent to several frontends) makes room when it is needed.
 pub type SocketMap<A> = LruHashMap<SocketKey<A>, SocketPeer<A>, MAX_SOCKETS>;
@@ -69,12 +71,12 @@ pub static backends_v4: Array<Backend<[u8; 4]>, MAX_BACKENDS, MMAPABLE> = Array:
 #[btf_map]
 pub static backends_v6: Array<Backend<[u8; 16]>, MAX_BACKENDS, MMAPABLE> = Array::new();
 
-/// Packet as it arrives → packet as it leaves.
+/// Packet as it arrives → packet as it leaves ([`lbxdp_common::flow_set`]).
 #[btf_map]
-pub static flows_v4: FlowMap<FlowKey<[u8; 4]>, Flow<[u8; 4]>, MAX_FLOWS> = LruHashMap::new();
-/// Packet as it arrives → packet as it leaves.
+pub static flows_v4: FlowMap<[u8; 4]> = Array::new();
+/// Packet as it arrives → packet as it leaves ([`lbxdp_common::flow_set`]).
 #[btf_map]
-pub static flows_v6: FlowMap<FlowKey<[u8; 16]>, Flow<[u8; 16]>, MAX_FLOWS> = LruHashMap::new();
+pub static flows_v6: FlowMap<[u8; 16]> = Array::new();
 
 /// Datagram that arrives in fragments → its ports.
 #[btf_map]
@@ -126,6 +128,34 @@ pub static counters: PerCpuArray<u64, { counter::SLOTS }> = PerCpuArray::new();
 /// The [`lbxdp_common::Mode`] that the programs are in, as its number.
 #[btf_map]
 pub static mode: Array<u32, 1> = Array::new();
+
+/// The number of the [`lbxdp_common::PortShare`] that these programs take source ports of.
+#[btf_map]
+pub static port_share: Array<u32, 1> = Array::new();
+
+/// Backend's index of a next hop → next hop.
+#[btf_map]
+pub static hops: Array<Hop, MAX_HOPS, MMAPABLE> = Array::new();
+
+/// Ports by 64 → a bit for each that is nobody's but the node's. Where nothing is known all are
+/// clear.
+#[btf_map]
+pub static free_ports: Array<u64, PORT_WORDS, MMAPABLE> = Array::new();
+
+/// Address and device → whether this node answers for it there.
+#[btf_map]
+pub static announced_v4: HashMap<AnnouncedKey<[u8; 4]>, u32, MAX_ANNOUNCED> = HashMap::new();
+/// Address and device → whether this node answers for it there.
+#[btf_map]
+pub static announced_v6: HashMap<AnnouncedKey<[u8; 16]>, u32, MAX_ANNOUNCED> = HashMap::new();
+
+/// Until when it does.
+#[btf_map]
+pub static watch: Array<Watch, 1, MMAPABLE> = Array::new();
+
+/// Interface index → device, for those below [`NEAR_DEVICES`].
+#[btf_map]
+pub static near_devices: Array<Device, NEAR_DEVICES, MMAPABLE> = Array::new();
 
 /// Interface index → device.
 #[btf_map]

@@ -7,12 +7,15 @@
 
 pub mod address;
 pub mod affinity;
+pub mod announced;
 pub mod backend;
 pub mod count;
 pub mod device;
 pub mod flow;
 pub mod fragment;
+pub mod hop;
 pub mod maps;
 pub mod mode;
+pub mod port;
 pub mod range;
 pub mod socket;

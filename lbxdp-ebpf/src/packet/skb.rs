@@ -13,6 +13,7 @@ use aya_ebpf::{
 };
 
 use super::{Packet, Wire};
+use crate::resolve::Resize;
 
 /// `PACKET_HOST` of `linux/if_packet.h`: the frame was for this device's own address.
 const PACKET_HOST: u32 = 0;
@@ -52,6 +53,14 @@ impl Packet for SkbPacket {
             // the accessor then finds the bytes missing.
             unsafe { bpf_skb_pull_data(self.raw(), len as u32) };
         }
+    }
+}
+
+impl Resize for SkbPacket {
+    #[inline(always)]
+    fn resize(&self, len: usize) -> bool {
+        // SAFETY: integers only; the helper checks them against the packet.
+        self.len() == len || unsafe { bpf_skb_change_tail(self.raw(), len as u32, 0) == 0 }
     }
 }
 

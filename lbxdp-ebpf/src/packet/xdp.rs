@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 
 use super::{Packet, read, readable, write};
+use crate::resolve::Resize;
 
 /// A frame and what the programs do to its extent.
 pub struct XdpPacket {
@@ -37,6 +38,15 @@ impl Packet for XdpPacket {
 
 /// Bytes of the longest link-layer header that is served: Ethernet and two VLAN tags.
 const LONGEST_LINK_HEADER: usize = 22;
+
+impl Resize for XdpPacket {
+    #[inline(always)]
+    fn resize(&self, len: usize) -> bool {
+        let delta = len as i32 - readable(self) as i32;
+        // SAFETY: as for `make_room`.
+        delta == 0 || unsafe { bpf_xdp_adjust_tail(self.ctx.as_ptr().cast(), delta) == 0 }
+    }
+}
 
 impl XdpPacket {
     /// Cuts the packet behind `keep` bytes and makes `room` bytes between the link-layer header,

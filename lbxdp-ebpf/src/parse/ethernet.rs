@@ -6,6 +6,8 @@ use crate::packet::{Packet, read};
 
 /// EtherType of IPv4.
 pub const IPV4: u16 = 0x0800;
+/// EtherType of ARP.
+pub const ARP: u16 = 0x0806;
 /// EtherType of IPv6.
 pub const IPV6: u16 = 0x86dd;
 const VLAN: u16 = 0x8100;

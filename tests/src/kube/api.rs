@@ -31,7 +31,11 @@ fn path_of(object: &Value) -> String {
     let kind = text("/kind").expect("a kind");
     let group = if version.contains('/') { format!("/apis/{version}") } else { "/api/v1".into() };
     let namespace = match kind {
-        "Node" | "Namespace" | "ClusterRole" | "ClusterRoleBinding" => String::new(),
+        "Node"
+        | "Namespace"
+        | "ClusterRole"
+        | "ClusterRoleBinding"
+        | "CustomResourceDefinition" => String::new(),
         _ => format!("/namespaces/{}", text("/metadata/namespace").unwrap_or("default")),
     };
     let plural = format!("{}s", kind.to_lowercase());

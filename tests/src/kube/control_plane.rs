@@ -10,6 +10,7 @@ use serde_json::json;
 use super::api::Api;
 use super::binaries::{API_SERVER, ETCD, SERVICE_ACCOUNT_KEY};
 use super::flags::{Credential, api_server_flags, ca, etcd_flags, flags, write_credentials};
+use crate::chart::NAMESPACE;
 use crate::go::Program;
 use crate::netns::Netns;
 use crate::process::Process;
@@ -140,6 +141,7 @@ impl ControlPlane {
         let dir = self.scratch.join("service-account");
         fs::create_dir_all(&dir).expect("a directory");
         fs::copy(self.ca(), dir.join("ca.crt")).expect("copy the certificates");
+        fs::write(dir.join("namespace"), NAMESPACE).expect("write the namespace");
         // As the kubelet does it: nobody ever reads half a token.
         fs::write(dir.join("token.new"), token).expect("write a token");
         fs::rename(dir.join("token.new"), dir.join("token")).expect("replace the token");

@@ -81,10 +81,12 @@ impl Lab {
         self.wait_lbxdp();
     }
 
-    /// Removes lbxdp with the chart. What it told the kernels stays.
+    /// Removes lbxdp with the chart, and waits until no agent is left. What it told the kernels stays.
     #[track_caller]
     pub fn uninstall_lbxdp(&self) {
-        run(self.helm().args(["uninstall", "lbxdp", "--namespace", NAMESPACE, "--wait"]));
+        let mut helm = self.helm();
+        helm.args(["uninstall", "lbxdp", "--namespace", NAMESPACE]);
+        run(helm.args(["--wait", "--cascade", "foreground"]));
     }
 
     #[track_caller]

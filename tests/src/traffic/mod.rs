@@ -13,6 +13,7 @@ pub mod frame;
 pub mod hold;
 pub mod http;
 pub mod load;
+pub mod neighbour;
 pub mod pattern;
 pub mod puppet;
 pub mod resolve;

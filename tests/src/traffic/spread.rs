@@ -95,7 +95,10 @@ impl Spread {
                 Err(error) => {
                     outcome.failed += 1;
                     if outcome.errors.len() < ERRORS {
-                        outcome.errors.push(format!("flow {n} from {source:?}: {error}"));
+                        let Self { target, probe, .. } = self;
+                        outcome
+                            .errors
+                            .push(format!("{probe:?} {n} to {target} from {source:?}: {error}"));
                     }
                 }
             }

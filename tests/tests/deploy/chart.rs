@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use lbxdp_tests::chart::{CHART, FLAT, Helm, all_values, flat, least_values, objects};
+use lbxdp_tests::chart::{
+    CHART, FLAT, FLAT_DEFINITIONS, Helm, all_values, flat, flat_definitions, least_values, objects,
+};
 use lbxdp_tests::go::workspace;
 use serde_json::{Value, json};
 
@@ -88,6 +90,28 @@ fn the_committed_manifest_is_what_it_gives() {
 }
 
 #[test]
+fn the_committed_definitions_are_those_of_the_chart() {
+    let committed = std::fs::read_to_string(workspace().join(FLAT_DEFINITIONS));
+    let given = flat_definitions().expect("the definitions");
+    assert!(
+        committed.is_ok_and(|text| text == given),
+        "{FLAT_DEFINITIONS} is stale: run `cargo xtask chart`"
+    );
+}
+
+#[test]
+#[ignore = "needs Go"]
+fn services_without_a_class_are_adopted_unless_the_values_say_otherwise() {
+    let helm = helm();
+    let mut values = least_values();
+    let adopted = settings(&helm.objects(&values).expect("the least"));
+    assert_eq!(adopted.get("LBXDP_ADOPT_CLASSLESS").map(String::as_str), Some("true"));
+    values["adoptClassless"] = json!(false);
+    let left = settings(&helm.objects(&values).expect("without"));
+    assert_eq!(left.get("LBXDP_ADOPT_CLASSLESS"), None);
+}
+
+#[test]
 #[ignore = "needs Go"]
 fn every_value_has_an_effect() {
     let helm = helm();
@@ -116,6 +140,8 @@ fn every_value_has_an_effect() {
                 continue;
             }
             "address" => json!("0.0.0.0"),
+            // The default is what tests give.
+            "adoptClassless" => json!(false),
             // Equal to the default, or merged with it.
             "labels" | "annotations" => json!({ "other": "value" }),
             "affinity" | "nodeSelector" | "resources" | "bpffs" | "type" => change(default, &path),
@@ -156,6 +182,7 @@ fn values_that_nobody_knows_are_refused() {
         ("/apiServers", json!(["http://192.0.2.10:6443"])),
         ("/apiServers", json!("https://192.0.2.10:6443")),
         ("/serviceCidrs", json!(["10.96.0.1"])),
+        ("/poolNamespaces", json!(["a/b"])),
         ("/snatPorts", json!(61000)),
         ("/listen/address", json!("192.0.2.1")),
         ("/listen/port", json!("10469")),

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec, Secret, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
 use lbxdp_tests::chart::{FLAT, NAMESPACE, objects};
 use lbxdp_tests::go::workspace;
 use serde::Serialize;
@@ -38,7 +38,10 @@ pub fn assert_typed(objects: &[Value]) {
             "ServiceAccount" => drop(typed::<ServiceAccount>(object)),
             "ClusterRole" => drop(typed::<ClusterRole>(object)),
             "ClusterRoleBinding" => drop(typed::<ClusterRoleBinding>(object)),
+            "Role" => drop(typed::<Role>(object)),
+            "RoleBinding" => drop(typed::<RoleBinding>(object)),
             "DaemonSet" => drop(typed::<DaemonSet>(object)),
+            "Secret" => drop(typed::<Secret>(object)),
             // Of the Prometheus operator; no type here knows them.
             "PodMonitor" | "PrometheusRule" => {}
             kind => panic!("nobody expects a {kind}"),
@@ -63,8 +66,15 @@ fn objects_are_complete_known_and_begin_with_what_a_cluster_must_say() {
     let flat = flat();
     assert_typed(&flat);
     let kinds: Vec<_> = flat.iter().map(|object| object["kind"].as_str().expect("kind")).collect();
-    let expected =
-        ["ConfigMap", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"];
+    let expected = [
+        "ConfigMap",
+        "ServiceAccount",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Role",
+        "RoleBinding",
+        "DaemonSet",
+    ];
     assert_eq!(kinds, expected);
     for object in &flat {
         let is_of_the_cluster = object["kind"].as_str().expect("kind").starts_with("ClusterRole");
@@ -82,27 +92,53 @@ fn the_agent_knows_every_setting() {
     assert_known(&settings(&flat()));
 }
 
-#[test]
-fn the_role_allows_no_more_than_what_is_watched_and_events() {
-    let flat = flat();
-    let role = flat.iter().find(|object| object["kind"] == "ClusterRole").expect("a role");
+/// What rules allow: `verb group/resource`, and the name of the object if it is restricted to one.
+fn allowed(rules: Option<Vec<PolicyRule>>) -> BTreeSet<String> {
     let mut allowed = BTreeSet::new();
-    for rule in typed::<ClusterRole>(role).rules.expect("rules") {
-        assert_eq!((rule.resource_names, rule.non_resource_urls), (None, None));
+    for rule in rules.expect("rules") {
+        assert_eq!(rule.non_resource_urls, None);
+        let names = rule.resource_names.unwrap_or_default().join(" ");
         for group in rule.api_groups.iter().flatten() {
             for resource in rule.resources.iter().flatten() {
                 for verb in &rule.verbs {
-                    allowed.insert(format!("{verb} {group}/{resource}"));
+                    let what = format!("{verb} {group}/{resource} {names}");
+                    allowed.insert(what.trim_end().to_owned());
                 }
             }
         }
     }
+    allowed
+}
+
+#[test]
+fn the_roles_allow_no_more_than_what_is_watched_and_addresses_and_events() {
+    let flat = flat();
+    let role = |kind: &str| flat.iter().find(|object| object["kind"] == kind).expect("a role");
     let mut expected = BTreeSet::new();
-    for resource in ["/nodes", "/services", "discovery.k8s.io/endpointslices"] {
+    for resource in [
+        "/namespaces",
+        "/nodes",
+        "/services",
+        "discovery.k8s.io/endpointslices",
+        "metallb.io/ipaddresspools",
+        "metallb.io/l2advertisements",
+        "networking.k8s.io/servicecidrs",
+    ] {
         expected.extend(["get", "list", "watch"].map(|verb| format!("{verb} {resource}")));
     }
     expected.extend(["create", "patch"].map(|verb| format!("{verb} events.k8s.io/events")));
-    assert_eq!(allowed, expected);
+    // Nothing but the status of anything.
+    for resource in ["/services", "metallb.io/ipaddresspools", "metallb.io/l2advertisements"] {
+        expected.insert(format!("patch {resource}/status"));
+    }
+    assert_eq!(allowed(typed::<ClusterRole>(role("ClusterRole")).rules), expected);
+    let lease = ["create", "get", "list", "patch", "update"];
+    let mut expected: BTreeSet<_> =
+        lease.map(|verb| format!("{verb} coordination.k8s.io/leases")).into();
+    let status = ["create", "delete", "list", "patch"];
+    expected.extend(status.map(|verb| format!("{verb} metallb.io/servicel2statuses")));
+    expected.insert("patch metallb.io/servicel2statuses/status".to_owned());
+    assert_eq!(allowed(typed::<Role>(role("Role")).rules), expected);
 }
 
 #[test]
@@ -111,7 +147,7 @@ fn the_agent_has_three_capabilities_and_nothing_else() {
     let capabilities = context.capabilities.expect("capabilities");
     assert_eq!(capabilities.drop, Some(vec!["ALL".to_owned()]));
     let add = capabilities.add.expect("capabilities");
-    assert_eq!(add, ["BPF", "NET_ADMIN", "PERFMON"]);
+    assert_eq!(add, ["BPF", "NET_ADMIN", "PERFMON", "NET_RAW"]);
     assert_eq!(context.privileged, Some(false));
     assert_eq!(context.allow_privilege_escalation, Some(false));
     assert_eq!(context.read_only_root_filesystem, Some(true));
@@ -148,6 +184,11 @@ fn only_the_bpf_file_system_and_the_state_are_written() {
     let mut found = BTreeSet::new();
     for mount in agent().volume_mounts.expect("mounts") {
         let volume = volumes.iter().find(|volume| volume.name == mount.name).expect("a volume");
+        if let Some(secret) = &volume.secret {
+            assert_eq!(secret.secret_name.as_deref(), Some("lbxdp-members"));
+            assert_eq!((secret.optional, mount.read_only), (Some(true), Some(true)));
+            continue;
+        }
         let host = volume.host_path.as_ref().expect("a host path");
         found.insert((
             host.path.clone(),
@@ -157,7 +198,7 @@ fn only_the_bpf_file_system_and_the_state_are_written() {
             mount.read_only.unwrap_or(false),
         ));
     }
-    assert_eq!(found.len(), volumes.len(), "a volume that nobody mounts");
+    assert_eq!(found.len() + 1, volumes.len(), "a volume that nobody mounts");
     let entry = |host: &str, kind: &str, path: &str, propagation: Option<&str>, read_only| {
         let propagation = propagation.map(str::to_owned);
         (host.to_owned(), kind.to_owned(), path.to_owned(), propagation, read_only)

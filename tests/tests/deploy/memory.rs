@@ -7,14 +7,16 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use lbxdp_agent::object;
 use lbxdp_agent::pins::{Pins, pinned_maps};
 use lbxdp_agent::sys::{self, Access};
+use lbxdp_common::flow_set::FlowSet;
 use lbxdp_common::limits::{
-    MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRAGMENTS,
-    MAX_FRONTENDS, MAX_MEMBERS, MAX_RANGES, MAX_SOCKETS, TABLE_BLOCKS,
+    FLOW_SETS, MAX_ADDRESSES, MAX_AFFINITIES, MAX_ANNOUNCED, MAX_BACKENDS, MAX_DEVICES,
+    MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HOPS, MAX_MEMBERS, MAX_RANGES, MAX_SOCKETS, NEAR_DEVICES,
+    PORT_WORDS, TABLE_BLOCKS,
 };
 use lbxdp_common::{
-    AddressFlags, Affinity, AffinityKey, Backend, Descriptor, Device, Flow, FlowKey, FragmentKey,
-    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, MemberKey, Octets, RangeKey,
-    SocketKey, SocketPeer, TableBlock, counter, drop_reason,
+    AddressFlags, Affinity, AffinityKey, AnnouncedKey, Backend, Descriptor, Device, FragmentKey,
+    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey, Octets, RangeKey,
+    SocketKey, SocketPeer, TableBlock, Watch, counter, drop_reason,
 };
 use lbxdp_tests::chart::{CHART, objects};
 use lbxdp_tests::go::workspace;
@@ -63,11 +65,12 @@ impl Memory {
         self.array(size_of::<Descriptor>(), MAX_FRONTENDS);
         self.array(size_of::<FrontendInfo>(), MAX_FRONTENDS);
         self.array(size_of::<Backend<A>>(), MAX_BACKENDS);
-        self.hash(size_of::<FlowKey<A>>(), size_of::<Flow<A>>(), MAX_FLOWS);
+        self.array(size_of::<FlowSet<A>>(), FLOW_SETS);
         self.per_cpu_array(size_of::<FrontendStats>(), MAX_FRONTENDS);
         // The length of the prefix comes before the key.
         self.trie(size_of::<u32>() + size_of::<RangeKey<A>>(), size_of::<u32>(), MAX_RANGES);
         self.hash(size_of::<SocketKey<A>>(), size_of::<SocketPeer<A>>(), MAX_SOCKETS);
+        self.hash(size_of::<AnnouncedKey<A>>(), size_of::<u32>(), MAX_ANNOUNCED);
         self.hash(size_of::<FragmentKey<A>>(), size_of::<FragmentPorts>(), MAX_FRAGMENTS);
     }
 
@@ -78,7 +81,13 @@ impl Memory {
         memory.family::<[u8; 16]>();
         memory.array(size_of::<TableBlock>(), TABLE_BLOCKS);
         memory.hash(size_of::<u32>(), size_of::<Device>(), MAX_DEVICES);
+        memory.array(size_of::<Device>(), NEAR_DEVICES);
+        memory.array(size_of::<Hop>(), MAX_HOPS);
+        memory.array(size_of::<u64>(), PORT_WORDS);
+        // The mode, and which source ports are given out.
         memory.array(size_of::<u32>(), 1);
+        memory.array(size_of::<u32>(), 1);
+        memory.array(size_of::<Watch>(), 1);
         memory.hash(size_of::<AffinityKey>(), size_of::<Affinity>(), MAX_AFFINITIES);
         memory.hash(size_of::<MemberKey>(), size_of::<u32>(), MAX_MEMBERS);
         memory.per_cpu_array(size_of::<u64>(), counter::SLOTS);

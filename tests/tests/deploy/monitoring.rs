@@ -181,10 +181,24 @@ fn documented() -> Described {
     all
 }
 
+/// A pool, and a Service for which it has no address.
+const POOL: &str = "\
+apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: a, namespace: lb}
+spec: {addresses: [203.0.113.0/30], autoAssign: false}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: pending}
+spec: {type: LoadBalancer, loadBalancerClass: lbxdp.io/lbxdp, clusterIP: 10.96.0.7, ports: [{port: 80}]}
+";
+
 /// Everything that an agent shows with manifests, and with an API, which may be silent.
 fn shown() -> Described {
     let cluster = Cluster::new(&Spec::default());
     let manifests = Scratch::new("manifests");
+    std::fs::write(manifests.join("pool.yaml"), POOL).expect("write");
     // Some things are only shown by an agent that hands over.
     let handing_over =
         AgentOptions { extra: vec!["--hand-over".into()], ..AgentOptions::default() };

@@ -11,11 +11,13 @@ const PENDING: &[&str] = &[];
 const WITHOUT_FLAG: &[&str] = &["LBXDP_LOG"];
 
 /// What the chart deliberately does not offer: another input, a place that is mounted, what costs
-/// time with each packet.
+/// time with each packet, what its memory limit is made of.
 const NOT_OFFERED: &[&str] = &[
+    "LBXDP_FLOWS",
     "LBXDP_KUBECONFIG",
     "LBXDP_MANIFESTS",
     "LBXDP_PACKET_LOG",
+    "LBXDP_PEERS",
     "LBXDP_PIN_PATH",
     "LBXDP_SERVICE_ACCOUNT",
 ];

@@ -4,10 +4,12 @@
 //! Every test has an API of its own. They need root, and Go to build the API's programs.
 
 mod access;
+mod addresses;
 mod bulk;
 mod events;
 mod failover;
 mod faults;
+mod members;
 mod objects;
 mod outage;
 mod programming;

@@ -21,6 +21,23 @@ pub const BACK_WITHIN: Duration = Duration::from_secs(5);
 /// For what waits for time-outs.
 pub const LONG: Duration = Duration::from_secs(60);
 
+/// What agents ask for as a matter of course: what is served, the leases, and, one of them, what addresses
+/// are given by.
+pub const ASKED: [&str; 12] = [
+    "create leases",
+    "get leases",
+    "list leases",
+    "patch leases",
+    "update leases",
+    "watch endpointslices",
+    "watch ipaddresspools",
+    "watch l2advertisements",
+    "watch namespaces",
+    "watch nodes",
+    "watch servicecidrs",
+    "watch services",
+];
+
 const ACCOUNT: &str = "lbxdp";
 
 /// An API, and a node with two pods. The parts go in this order.
@@ -44,7 +61,7 @@ pub fn service(last: u8) -> Service {
 /// The account and the rights that a cluster gets.
 fn account() -> Vec<Value> {
     let text = fs::read_to_string(workspace().join(FLAT)).expect(FLAT);
-    let kinds = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding"];
+    let kinds = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
     let mut objects = objects(&text).expect("YAML");
     objects.retain(|object| kinds.iter().any(|kind| object["kind"] == *kind));
     assert_eq!(objects.len(), kinds.len());
@@ -61,10 +78,16 @@ impl World {
     /// The same with so many pods on each of several nodes.
     #[track_caller]
     pub fn with_pods(servers: u16, pods: Vec<usize>) -> Option<Self> {
+        Self::of(servers, &Spec { pods, ..Spec::default() })
+    }
+
+    /// The same with nodes like these.
+    #[track_caller]
+    pub fn of(servers: u16, spec: &Spec) -> Option<Self> {
         if !lbxdp_tests::kube::is_possible() {
             return None;
         }
-        let cluster = Cluster::new(&Spec { pods, ..Spec::default() });
+        let cluster = Cluster::new(spec);
         let http = cluster.serve_in_pods("http", 8080);
         let plane = ControlPlane::start(&cluster.client, CLIENT_V4, servers);
         plane.api().apply(&account());

@@ -8,12 +8,12 @@ use serde_json::Value;
 
 use super::world::share;
 
-/// CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF, from capability(7).
-const CAPABILITIES: u64 = 1 << 12 | 1 << 38 | 1 << 39;
+/// CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON and CAP_BPF, from capability(7).
+const CAPABILITIES: u64 = 1 << 12 | 1 << 13 | 1 << 38 | 1 << 39;
 
 #[test]
 #[ignore = "needs root and Go"]
-fn every_node_is_ready_and_has_an_agent_with_three_capabilities() {
+fn every_node_is_ready_and_has_an_agent_with_four_capabilities() {
     let Some(lab) = share() else { return };
     let lab: &Lab = &lab;
     lab.wait_nodes();

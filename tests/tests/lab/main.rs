@@ -5,6 +5,7 @@ mod agents;
 mod dns;
 mod labels;
 mod latency;
+mod layer2;
 mod loads;
 mod nodes;
 mod outages;

@@ -174,5 +174,18 @@ fn use_servers(lab: &Lab, servers: &str) {
         "metadata": { "name": "lbxdp", "namespace": NAMESPACE },
     });
     lab.api().patch(&settings, &json!({ "data": { "LBXDP_API_SERVERS": servers } }));
-    lab.restart_lbxdp();
+    let setting = format!("LBXDP_API_SERVERS={servers}");
+    let has = |node: &Node| {
+        let pid = agent(node).expect("an agent");
+        let settings = std::fs::read(format!("/proc/{pid}/environ")).expect("the agent's settings");
+        settings.split(|byte| *byte == 0).any(|each| each == setting.as_bytes())
+    };
+    // A kubelet may start a pod with what it knew of the settings a moment ago.
+    for _ in 0..3 {
+        lab.restart_lbxdp();
+        if lab.nodes.iter().all(has) {
+            return;
+        }
+    }
+    panic!("agents are started with other settings than {setting}");
 }

@@ -171,7 +171,7 @@ fn a_port_in_use_is_reported_and_tried_again() {
     let squatter = world.node().netns.run(|| TcpListener::bind(target)).expect("a free port");
     let logged = world.agent.log().len();
     publish(&world, PORT, &all(&world));
-    let problem = "WARN lbxdp_agent::agent: Service default/checked: spec.healthCheckNodePort: \
+    let problem = "WARN lbxdp_agent::problem: Service default/checked: spec.healthCheckNodePort: \
                    cannot listen on";
     world.wait_log(logged, problem, EDIT_WITHIN);
     // The other family's is not concerned.

@@ -3,6 +3,7 @@
 //!
 //! Every test has namespaces and pins of its own. They need root and fail without.
 
+mod addresses;
 mod affinity;
 mod backends;
 mod checks;
@@ -10,7 +11,10 @@ mod commands;
 mod devices;
 mod flows;
 mod health;
+mod hops;
 mod input;
+mod layer2;
+mod members;
 mod rebuild;
 mod restart;
 mod rules;
@@ -18,4 +22,5 @@ mod spread;
 mod take_over;
 mod udp;
 mod upgrade;
+mod version_3;
 mod world;

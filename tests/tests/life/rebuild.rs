@@ -8,7 +8,7 @@ use crate::world::{EDIT_WITHIN, World};
 
 /// Puts a map of another shape where one of ours belongs.
 fn misplace(world: &World, name: &str, kind: &str, sizes: [u32; 3]) {
-    let path = world.pinned("v3").join(name);
+    let path = world.pinned("v4").join(name);
     let _ = fs::remove_file(&path);
     let [key, value, entries] = sizes.map(|size| size.to_string());
     let mut bpftool = command("bpftool");
@@ -26,7 +26,7 @@ fn is_rebuilt(world: &mut World, complaint: &str) {
     for _ in 0..5 {
         world.ask_both();
     }
-    wait_until("the old maps are gone", EDIT_WITHIN, || !world.pinned("v3-replaced").exists());
+    wait_until("the old maps are gone", EDIT_WITHIN, || !world.pinned("v4-replaced").exists());
     // And the next start finds nothing to complain about.
     let logged = world.agent.log().len();
     world.agent.restart();
@@ -52,7 +52,7 @@ fn a_map_of_another_shape_from_before_the_first_start_is_reported_and_replaced()
     assert!(world.agent.stop().success());
     world.agent.cli(&["cleanup"]);
     assert!(!world.agent.pin_path().exists());
-    fs::create_dir_all(world.pinned("v3")).expect("a directory of pins");
+    fs::create_dir_all(world.pinned("v4")).expect("a directory of pins");
     misplace(&world, "flows_v6", "lru_hash", [40, 56, 16]);
-    is_rebuilt(&mut world, "pinned map flows_v6: max entries is 16, expected 262144");
+    is_rebuilt(&mut world, "pinned map flows_v6: type is 9, expected 2");
 }

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::Duration;
 
-use lbxdp_common::ABI_VERSION;
+use lbxdp_agent::sys::Access;
+use lbxdp_agent::sys::raw::RawMap;
+use lbxdp_common::{ABI_VERSION, PortShare};
 use lbxdp_tests::agent::Status;
 use lbxdp_tests::cluster::{CLIENT_V4, CLIENT_V6};
 use lbxdp_tests::process::wait_until;
@@ -63,6 +65,23 @@ impl World {
             names == ["links".to_owned(), format!("v{version}")]
         });
         assert!(!self.pinned(&format!("v{version}/links")).exists());
+        assert_eq!(self.port_shares(), [PortShare::All]);
+    }
+
+    /// Which source ports each generation of programs gives out, in the order of the shares.
+    fn port_shares(&self) -> Vec<PortShare> {
+        let entries = std::fs::read_dir(self.agent.pin_path()).expect("the pins are read");
+        let maps = entries.map(|entry| entry.expect("an entry").path().join("port_share"));
+        let mut shares: Vec<_> = maps
+            .filter(|map| map.exists())
+            .map(|map| {
+                let map = RawMap::open(&map, Access::ReadOnly).expect("a map");
+                let share = map.lookup(&[0; 4]).expect("an array").expect("an element");
+                PortShare::ALL[share[0] as usize]
+            })
+            .collect();
+        shares.sort();
+        shares
     }
 }
 
@@ -156,7 +175,8 @@ impl Sockets {
         let mut puppet = Puppet::start(cgroup, &world.node().pods[0].netns);
         for id in Self::TCP {
             puppet.open(id, Kind::Tcp, id % 2 == 1);
-            assert_eq!(puppet.connect(id, Self::address(id, 7)), Ok(()));
+            let connected = puppet.connect(id, Self::address(id, 7));
+            assert_eq!(connected, Ok(()), "socket {id}: {:#?}", world.counts());
             puppet.recv(id).expect("a banner");
         }
         for id in Self::UDP {
@@ -296,6 +316,10 @@ fn an_agent_that_is_killed_at_any_step_leaves_what_either_version_goes_on_from()
             world.agent.start_again();
             assert_eq!(world.agent.wait_end().signal(), Some(9), "{step}");
             assert!(world.agent.log().contains(&format!("ended at {step}")), "{step}");
+            if step == "closed" {
+                // Neither knows the other's latest flows.
+                assert_eq!(world.port_shares(), [PortShare::Lower, PortShare::Upper]);
+            }
             // Nobody is there, and everybody is served.
             sockets.go_on();
             world.ask_both();

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lbxdp_common::{AddressFlags, Flow, FlowState, Hook, IPPROTO_TCP, IPPROTO_UDP};
+use lbxdp_common::{AddressFlags, Flow, FlowState, Hook, IPPROTO_TCP, IPPROTO_UDP, PortShare};
 
 use crate::{
     Net, every,
@@ -109,6 +109,34 @@ fn a_new_connection_on_a_closed_ones_ports_is_a_new_flow() {
         rig.xdp(&remote.request.bytes());
         rig.expect_moved(&[("flow_expired", 1), ("flow_new", 1), ("transmitted", 1)]);
         assert_eq!(state(&mut rig).0, FlowState::Syn as u8);
+        rig.evict(|_| true);
+    }
+}
+
+#[test]
+fn an_answer_to_a_connection_that_passed_the_frontend_by_ends_the_closed_one_on_its_ports() {
+    let mut rig = Rig::new();
+    for net in nets() {
+        let pod = rig.local(net.pod);
+        rig.frontend(net.vip, IPPROTO_TCP, &[pod]);
+        let request = Packet::new(IPPROTO_TCP, net.client, net.vip);
+        let answer = request.between(net.pod, net.client).over(N0, CLIENT).flags("S.");
+        rig.xdp(&request.bytes());
+        rig.egress(&answer.bytes());
+        rig.xdp(&request.flags(".").bytes());
+        // A connection that lives is not ended by a copy of its own beginning.
+        let back = fate(TCX_NEXT, &answer.between(net.vip, net.client));
+        assert_eq!(rig.egress(&answer.bytes()), back);
+        assert_eq!(state(&mut rig).0, FlowState::Established as u8);
+        rig.xdp(&request.flags("R").bytes());
+        rig.moved();
+
+        // The client's next connection is to the pod itself, and nothing here sees it begin.
+        assert_eq!(rig.egress(&answer.bytes()), fate(TCX_NEXT, &answer));
+        rig.expect_moved(&[("flow_expired", 1)]);
+        let data = answer.flags(".");
+        assert_eq!(rig.egress(&data.bytes()), fate(TCX_NEXT, &data));
+        rig.expect_moved(&[]);
         rig.evict(|_| true);
     }
 }
@@ -226,6 +254,39 @@ fn four_source_ports_serve_four_clients_and_are_free_again_after_expiry() {
         );
         rig.evict(|_| true);
         rig.moved();
+    }
+}
+
+#[test]
+fn generations_that_share_the_source_ports_give_out_none_in_common() {
+    let mut rig = Rig::with_snat_ports(61_000, 61_004);
+    let shares = [
+        (PortShare::Lower, 61_000..=61_001),
+        (PortShare::Upper, 61_002..=61_004),
+        (PortShare::All, 61_000..=61_004),
+    ];
+    for (net, protocol) in every() {
+        let remote = Remote::new(&mut rig, net, protocol);
+        for (share, expected) in shares.clone() {
+            rig.set_port_share(share);
+            let mut ports = Vec::new();
+            for client in 1..=5 {
+                let packet = remote.client_on(client);
+                let out = rig.xdp(&packet.bytes());
+                if out.verdict == XDP_TX {
+                    ports.push(source_port(&packet, &out));
+                }
+            }
+            ports.sort_unstable();
+            assert_eq!(ports, expected.collect::<Vec<_>>(), "{share:?}");
+            // A flow keeps the port that it has.
+            rig.set_port_share(PortShare::Upper);
+            let hits = (1..=5)
+                .filter(|client| rig.xdp(&remote.client_on(*client).bytes()).verdict == XDP_TX)
+                .count();
+            assert!(hits >= ports.len(), "{share:?}: {hits}");
+            rig.evict(|_| true);
+        }
     }
 }
 

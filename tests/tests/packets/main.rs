@@ -9,11 +9,15 @@ mod flows;
 mod forwarding;
 mod fragments;
 mod frames;
+mod hops;
+mod neighbours;
 mod noise;
 mod pods;
 mod restarts;
 mod rig;
+mod runner;
 mod sctp;
+mod table;
 mod take_over;
 
 use std::net::SocketAddr;

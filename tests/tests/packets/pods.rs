@@ -105,6 +105,8 @@ fn half_a_flow_is_put_back_at_the_same_device() {
             rig.pod_ingress(&request.bytes());
             for lost in [true, false] {
                 rig.evict(|is_reply| is_reply == lost);
+                // A flow that both sides have confirmed is looked at as a whole once a second.
+                rig.age(1);
                 rig.moved();
                 if lost {
                     rig.pod_ingress(&request.flags(".").bytes());
@@ -156,6 +158,7 @@ fn a_pod_that_calls_itself_is_turned_round_both_ways() {
         // Either half brings the other back, at the device where both belong.
         for lost in [true, false] {
             rig.evict(|is_reply| is_reply == lost);
+            rig.age(1);
             rig.moved();
             let packet = if lost { request.flags(".") } else { reply.clone() };
             assert_eq!(rig.pod_ingress(&packet.bytes()).verdict, TCX_REDIRECT);

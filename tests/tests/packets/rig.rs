@@ -6,9 +6,11 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd as _,
     process::Command,
 };
 
+use crate::runner::Runner;
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{
@@ -17,13 +19,23 @@ use aya::{
     },
     programs::{ProgramError, SchedClassifier, TestRunOptions, Xdp, XdpMode},
 };
-use lbxdp_agent::{apply::FlowEntry, attach::patiently, index::range, service_cidrs::ServiceCidrs};
+use lbxdp_agent::{
+    apply::{FlowEntry, FlowTable, IfThere},
+    attach::patiently,
+    index::range,
+    service_cidrs::ServiceCidrs,
+    sys::Access,
+};
 use lbxdp_common::{
-    AddressFlags, Affinity, AffinityKey, Backend, Counter, Descriptor, Device, DropReason, Flow,
-    FlowKey, FrontendKey, FrontendStats, MemberKey, Mode, RangeKey, TABLE_BLOCK, TableBlock,
-    TablePolicy, TableRef,
+    AddressFlags, Affinity, AffinityKey, AnnouncedKey, Backend, Counter, Descriptor, Device,
+    DropReason, Flow, FlowKey, FrontendKey, FrontendStats, Hop, MemberKey, Mode, Octets, PortShare,
+    RangeKey, TABLE_BLOCK, TableBlock, TablePolicy, TableRef, Watch,
 };
 use nix::sched::{CloneFlags, unshare};
+
+/// Sets of a flow table for a few thousand flows, which is read and changed in much less than the second
+/// by which ages are compared.
+const FEW_SETS: usize = 1_024;
 
 /// XDP's verdicts (`enum xdp_action`).
 pub const XDP_DROP: u32 = 1;
@@ -41,6 +53,12 @@ pub const N1: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
 pub const CLIENT: [u8; 6] = [2, 0, 0, 0, 0, 0xc1];
 pub const PEER0: [u8; 6] = [2, 0, 0, 0, 0, 0xb0];
 pub const PEER1: [u8; 6] = [2, 0, 0, 0, 0, 0xb1];
+
+/// `struct __sk_buff`: ifindex is its 11th word, gso_segs the 42nd, gso_size the 45th.
+const SKB_WORDS: usize = 48;
+const SKB_IFINDEX: usize = 10;
+const SKB_GSO_SEGS: usize = 41;
+const SKB_GSO_SIZE: usize = 44;
 
 /// An entry of a flow table.
 pub type Entry<A> = (FlowKey<A>, Flow<A>);
@@ -90,16 +108,22 @@ impl Rig {
 
     /// A node with these SNAT ports.
     pub fn with_snat_ports(low: u16, high: u16) -> Self {
-        Self::build(low, high, ServiceCidrs::default())
+        Self::build(low, high, FEW_SETS, ServiceCidrs::default())
+    }
+
+    /// A node with so few sets of flows, and these SNAT ports.
+    pub fn with_flow_sets(sets: usize, (low, high): (u16, u16)) -> Self {
+        Self::build(low, high, sets, ServiceCidrs::default())
     }
 
     /// A node that knows these ranges to be the Services'.
     pub fn with_service_cidrs(ranges: &[&str]) -> Self {
         let ranges: Vec<_> = ranges.iter().map(|text| range(text).expect("a range")).collect();
-        Self::build(61_000, 65_535, ServiceCidrs::new(&ranges).expect("room"))
+        Self::build(61_000, 65_535, FEW_SETS, ServiceCidrs::new(&ranges).expect("room"))
     }
 
-    fn build(low: u16, high: u16, service_cidrs: ServiceCidrs) -> Self {
+    fn build(low: u16, high: u16, flow_sets: usize, service_cidrs: ServiceCidrs) -> Self {
+        let flow_sets = u32::try_from(flow_sets).expect("few");
         unshare(CloneFlags::CLONE_NEWNET).expect("the packet tests need CAP_SYS_ADMIN");
         let sysctl = |path: &str, value: &str| {
             std::fs::write(format!("/proc/sys/net/{path}"), value)
@@ -139,6 +163,9 @@ impl Rig {
 
         let object = lbxdp_agent::object::bytes().expect("cargo xtask build-ebpf");
         let mut ebpf = EbpfLoader::new()
+            .map_max_entries("flows_v4", flow_sets)
+            .map_max_entries("flows_v6", flow_sets)
+            .override_global("FLOW_SETS", &flow_sets, true)
             .override_global("SNAT_PORT_LO", &u32::from(low), true)
             .override_global("SNAT_PORT_HI", &u32::from(high), true)
             .override_global("SERVICE_CIDRS_V4", service_cidrs.v4.as_slice(), true)
@@ -184,6 +211,7 @@ impl Rig {
     /// Says what a device is.
     pub fn device(&mut self, ifindex: u32, device: Device) {
         self.hash::<u32, _>("devices").insert(ifindex, device, 0).expect("room");
+        self.array("near_devices").set(ifindex, device, 0).expect("in range");
     }
 
     /// Says what an address is.
@@ -227,7 +255,7 @@ impl Rig {
                 };
                 let flags = if source.is_none() { Backend::<[u8; 4]>::LOCAL } else { 0 };
                 let entry =
-                    Backend { addr: addr.octets(), snat_addr: snat.octets(), port, flags, _pad: 0 };
+                    Backend { addr: addr.octets(), snat_addr: snat.octets(), port, flags, hop: 0 };
                 self.array("backends_v4").set(id, entry, 0).expect("room");
             }
             IpAddr::V6(addr) => {
@@ -237,11 +265,67 @@ impl Rig {
                 };
                 let flags = if source.is_none() { Backend::<[u8; 16]>::LOCAL } else { 0 };
                 let entry =
-                    Backend { addr: addr.octets(), snat_addr: snat.octets(), port, flags, _pad: 0 };
+                    Backend { addr: addr.octets(), snat_addr: snat.octets(), port, flags, hop: 0 };
                 self.array("backends_v6").set(id, entry, 0).expect("room");
             }
         }
         id
+    }
+
+    /// Has packets to a backend leave by a next hop.
+    pub fn lead(&mut self, family: IpAddr, id: u32, hop: u32) {
+        if family.is_ipv4() {
+            self.change_backend::<[u8; 4]>("backends_v4", id, |backend| backend.hop = hop);
+        } else {
+            self.change_backend::<[u8; 16]>("backends_v6", id, |backend| backend.hop = hop);
+        }
+    }
+
+    /// Says what a next hop is.
+    pub fn set_hop(&mut self, id: u32, hop: Hop) {
+        self.array("hops").set(id, hop, 0).expect("in range");
+    }
+
+    /// Announces an address by a device.
+    pub fn announce(&mut self, addr: IpAddr, ifindex: u32) {
+        match addr {
+            IpAddr::V4(addr) => {
+                let key = AnnouncedKey { addr: addr.octets(), ifindex };
+                self.hash("announced_v4").insert(key, 0_u32, 0).expect("room");
+            }
+            IpAddr::V6(addr) => {
+                let key = AnnouncedKey { addr: addr.octets(), ifindex };
+                self.hash("announced_v6").insert(key, 0_u32, 0).expect("room");
+            }
+        }
+    }
+
+    /// Ends that.
+    pub fn withdraw(&mut self, addr: IpAddr, ifindex: u32) {
+        match addr {
+            IpAddr::V4(addr) => {
+                let key = AnnouncedKey { addr: addr.octets(), ifindex };
+                self.hash::<_, u32>("announced_v4").remove(&key).expect("announced");
+            }
+            IpAddr::V6(addr) => {
+                let key = AnnouncedKey { addr: addr.octets(), ifindex };
+                self.hash::<_, u32>("announced_v6").remove(&key).expect("announced");
+            }
+        }
+    }
+
+    /// Says until when somebody looks after what is announced.
+    pub fn watch(&mut self, valid_until: u64) {
+        self.array("watch").set(0, Watch { valid_until }, 0).expect("in range");
+    }
+
+    /// Says whether a port of the node's addresses is the node's alone.
+    pub fn free_port(&mut self, port: u16, is_free: bool) {
+        let mut ports = self.array::<u64>("free_ports");
+        let (word, bit) = (u32::from(port) / 64, 1 << (port % 64));
+        let before = ports.get(&word, 0).expect("in range");
+        let after = if is_free { before | bit } else { before & !bit };
+        ports.set(word, after, 0).expect("in range");
     }
 
     /// Says that no table names a backend any more.
@@ -391,46 +475,47 @@ impl Rig {
     pub fn remove_backend(&mut self, family: IpAddr, id: u32) {
         if family.is_ipv4() {
             let addr = [0; 4];
-            let unused = Backend { addr, snat_addr: addr, port: 0, flags: 0, _pad: 0 };
+            let unused = Backend { addr, snat_addr: addr, port: 0, flags: 0, hop: 0 };
             self.array("backends_v4").set(id, unused, 0).expect("in range");
         } else {
             let addr = [0; 16];
-            let unused = Backend { addr, snat_addr: addr, port: 0, flags: 0, _pad: 0 };
+            let unused = Backend { addr, snat_addr: addr, port: 0, flags: 0, hop: 0 };
             self.array("backends_v6").set(id, unused, 0).expect("in range");
         }
     }
 
+    /// The flow table of a family.
+    pub fn flows<A: Octets>(&self) -> FlowTable<A> {
+        let name = if A::LEN == 4 { "flows_v4" } else { "flows_v6" };
+        let Some(aya::maps::Map::Array(map)) = self.ebpf.map(name) else {
+            panic!("no array {name}");
+        };
+        let fd = map.fd().as_fd().try_clone_to_owned().expect("a descriptor");
+        FlowTable::new(fd, Access::ReadWrite).expect("sets of the programs' own type")
+    }
+
     /// Every IPv4 flow entry.
     pub fn flows_v4(&mut self) -> Vec<Entry<[u8; 4]>> {
-        let map = self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4");
-        map.iter().map(|entry| entry.expect("readable")).collect()
+        self.flows().read().expect("readable")
     }
 
     /// Every IPv6 flow entry.
     pub fn flows_v6(&mut self) -> Vec<Entry<[u8; 16]>> {
-        let map = self.hash::<FlowKey<[u8; 16]>, Flow<[u8; 16]>>("flows_v6");
-        map.iter().map(|entry| entry.expect("readable")).collect()
+        self.flows().read().expect("readable")
     }
 
     /// Replaces an IPv4 flow entry.
     pub fn set_flow_v4(&mut self, key: FlowKey<[u8; 4]>, flow: Flow<[u8; 4]>) {
-        self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4")
-            .insert(key, flow, 0)
-            .expect("room");
+        self.flows().insert(&key, &flow, IfThere::Replace).expect("room");
     }
 
     /// Enters half a flow that has none yet.
     pub fn enter(&mut self, entry: &FlowEntry) {
-        const NO_EXIST: u64 = 1;
-        match entry {
-            FlowEntry::V4(key, flow) => {
-                self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4").insert(key, flow, NO_EXIST)
-            }
-            FlowEntry::V6(key, flow) => self
-                .hash::<FlowKey<[u8; 16]>, Flow<[u8; 16]>>("flows_v6")
-                .insert(key, flow, NO_EXIST),
-        }
-        .expect("room");
+        let entered = match entry {
+            FlowEntry::V4(key, flow) => self.flows().insert(key, flow, IfThere::Keep),
+            FlowEntry::V6(key, flow) => self.flows().insert(key, flow, IfThere::Keep),
+        };
+        assert!(entered.expect("room"), "{entry:?}");
     }
 
     /// Puts the programs into a mode.
@@ -438,38 +523,34 @@ impl Rig {
         self.array("mode").set(0, mode as u32, 0).expect("in range");
     }
 
+    /// Gives the programs source ports of their own.
+    pub fn set_port_share(&mut self, share: PortShare) {
+        self.array("port_share").set(0, share as u32, 0).expect("in range");
+    }
+
     /// Evicts flow entries for which `which` holds, given whether the entry is a reply's.
     pub fn evict(&mut self, which: impl Fn(bool) -> bool) {
-        for (key, flow) in self.flows_v4() {
-            if which(flow.has(Flow::<[u8; 4]>::REPLY)) {
-                self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4")
-                    .remove(&key)
-                    .expect("there");
+        fn of<A: Octets>(table: &FlowTable<A>, which: impl Fn(bool) -> bool) {
+            for (key, flow) in table.read().expect("readable") {
+                if which(flow.has(Flow::<A>::REPLY)) {
+                    assert!(table.remove(&key, |_| true).expect("there"));
+                }
             }
         }
-        for (key, flow) in self.flows_v6() {
-            if which(flow.has(Flow::<[u8; 16]>::REPLY)) {
-                self.hash::<FlowKey<[u8; 16]>, Flow<[u8; 16]>>("flows_v6")
-                    .remove(&key)
-                    .expect("there");
-            }
-        }
+        of::<[u8; 4]>(&self.flows(), &which);
+        of::<[u8; 16]>(&self.flows(), &which);
     }
 
     /// Makes every flow's last packet `seconds` older, if need be older than the machine's clock.
     pub fn age(&mut self, seconds: u64) {
-        for (key, mut flow) in self.flows_v4() {
-            flow.last_seen = flow.last_seen.wrapping_sub(seconds * 1_000_000_000);
-            self.hash::<FlowKey<[u8; 4]>, Flow<[u8; 4]>>("flows_v4")
-                .insert(key, flow, 0)
-                .expect("there");
+        fn of<A: Octets>(table: &FlowTable<A>, seconds: u64) {
+            for (key, mut flow) in table.read().expect("readable") {
+                flow.last_seen = flow.last_seen.wrapping_sub(seconds * 1_000_000_000);
+                table.insert(&key, &flow, IfThere::Replace).expect("there");
+            }
         }
-        for (key, mut flow) in self.flows_v6() {
-            flow.last_seen = flow.last_seen.wrapping_sub(seconds * 1_000_000_000);
-            self.hash::<FlowKey<[u8; 16]>, Flow<[u8; 16]>>("flows_v6")
-                .insert(key, flow, 0)
-                .expect("there");
-        }
+        of::<[u8; 4]>(&self.flows(), seconds);
+        of::<[u8; 16]>(&self.flows(), seconds);
     }
 
     /// A frontend's statistics, summed over CPUs.
@@ -534,6 +615,23 @@ impl Rig {
         self.tc("lbxdp_ingress", frame, 0)
     }
 
+    /// XDP on frames that came in by `n0`, for many of them.
+    pub fn xdp_runner(&mut self) -> Runner {
+        let context = vec![0, 0, 0, self.n0, 0, 0];
+        let xdp: &mut Xdp = program(&mut self.ebpf, "lbxdp_xdp_frags");
+        let fd = xdp.fd().expect("loaded").as_fd().try_clone_to_owned().expect("a descriptor");
+        Runner::new(fd, context, true)
+    }
+
+    /// tc egress on frames that leave by `n0`, for many of them.
+    pub fn egress_runner(&mut self) -> Runner {
+        let mut context = vec![0; SKB_WORDS];
+        context[SKB_IFINDEX] = self.n0;
+        let egress: &mut SchedClassifier = program(&mut self.ebpf, "lbxdp_egress");
+        let fd = egress.fd().expect("loaded").as_fd().try_clone_to_owned().expect("a descriptor");
+        Runner::new(fd, context, false)
+    }
+
     /// Runs tc ingress on packets that were merged into one.
     pub fn ingress_merged(&mut self, frame: &[u8], gso_size: u32) -> Fate {
         self.tc("lbxdp_ingress", frame, gso_size)
@@ -555,15 +653,10 @@ impl Rig {
     }
 
     fn tc(&mut self, name: &str, frame: &[u8], gso_size: u32) -> Fate {
-        // struct __sk_buff: ifindex is its 11th word, gso_segs the 42nd, gso_size the 45th.
-        const WORDS: usize = 48;
-        const IFINDEX: usize = 10;
-        const GSO_SEGS: usize = 41;
-        const GSO_SIZE: usize = 44;
-        let mut context = [0_u32; WORDS];
-        context[IFINDEX] = self.n0;
-        context[GSO_SIZE] = gso_size;
-        context[GSO_SEGS] = if gso_size == 0 { 0 } else { 2 };
+        let mut context = [0_u32; SKB_WORDS];
+        context[SKB_IFINDEX] = self.n0;
+        context[SKB_GSO_SIZE] = gso_size;
+        context[SKB_GSO_SEGS] = if gso_size == 0 { 0 } else { 2 };
         let context: Vec<u8> = context.into_iter().flat_map(u32::to_ne_bytes).collect();
         run::<SchedClassifier>(&mut self.ebpf, name, frame, &context)
     }

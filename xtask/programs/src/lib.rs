@@ -64,6 +64,18 @@ pub enum Place {
     ReplyV6 = 3,
 }
 
+/// Where the generator sends its packets, the one element of the map `traffic`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// IPv4 address of the first Service, host order. The others follow it.
+    pub first_service: u32,
+    /// How many there are. Each flow has the one of its number, over and over.
+    pub services: u32,
+    /// Index of the device that transmits.
+    pub ifindex: u32,
+}
+
 /// What the wrapper knows from one packet to the next, the one element of the map `state`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,16 +102,20 @@ pub struct Flow {
     pub port: u32,
 }
 
-/// Flows that share an address, as the connections of one client do.
-const PORTS: u32 = 64;
 /// The port of flow 0, below those that are given to translated flows.
 const FIRST_PORT: u32 = 16_384;
 
 impl Flow {
+    /// Flows that share an address, as the connections of one client do.
+    pub const PORTS: u32 = 64;
+
     /// The flow with this number, where `address` is flow 0's.
     #[inline(always)]
     pub const fn of(number: u32, address: u32) -> Self {
-        Self { address: address.wrapping_add(number / PORTS), port: FIRST_PORT + number % PORTS }
+        Self {
+            address: address.wrapping_add(number / Self::PORTS),
+            port: FIRST_PORT + number % Self::PORTS,
+        }
     }
 }
 
@@ -141,6 +157,8 @@ mod pod {
     // SAFETY: integers without padding, so every bit pattern is a value.
     unsafe impl aya::Pod for super::Config {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::Traffic {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::State {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Flow {}
@@ -152,6 +170,7 @@ mod pod {
 
 const _: () = {
     assert!(size_of::<Config>() == TEMPLATE + 32);
+    assert!(size_of::<Traffic>() == 12);
     assert!(size_of::<State>() == 40);
     assert!(size_of::<Flow>() == 8);
     assert!(size_of::<Frontend>() == 8);

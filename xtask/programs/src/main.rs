@@ -1,6 +1,6 @@
-//! The programs of `cargo xtask bench packets`: a wrapper that runs another program on a fresh
-//! packet each time, and programs to compare with. Those never change, so that ratios to them
-//! mean the same from version to version.
+//! The programs of `cargo xtask bench`: a wrapper that runs another program on a fresh packet each
+//! time, programs to compare with (those never change, so that ratios to them mean the same from
+//! version to version), and a generator of traffic and its end.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
     not(target_arch = "bpf"),
@@ -8,11 +8,12 @@
 )]
 #![allow(missing_docs, reason = "the entry macros drop the docs of what they wrap")]
 
+mod generate;
 mod reference;
 mod wrapper;
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_ABORTED, XDP_TX},
+    bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_TX},
     macros::xdp,
     programs::XdpContext,
 };
@@ -21,6 +22,18 @@ use aya_ebpf::{
 #[xdp(frags)]
 pub fn wrap(ctx: XdpContext) -> u32 {
     wrapper::run(&ctx)
+}
+
+/// Sends traffic.
+#[xdp]
+pub fn generate(ctx: XdpContext) -> u32 {
+    generate::run(&ctx)
+}
+
+/// Where traffic ends.
+#[xdp(frags)]
+pub fn sink(_ctx: XdpContext) -> u32 {
+    XDP_DROP
 }
 
 /// The control: nothing.

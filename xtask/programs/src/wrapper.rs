@@ -31,11 +31,7 @@ static target: ProgramArray<1> = ProgramArray::new();
 /// Puts the packet back, chooses a flow and goes to the program under test.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> u32 {
-    let (Some(to_do), Some(so_far)) = (config.get(0), state.get_ptr_mut(0)) else {
-        return XDP_ABORTED;
-    };
-    // SAFETY: one wrapper runs at a time; user space reads the element afterwards.
-    let so_far = unsafe { &mut *so_far };
+    let (Some(to_do), Some(so_far)) = (to_do(), so_far()) else { return XDP_ABORTED };
     stamp(to_do, so_far);
     if restore(ctx, to_do).is_none() {
         return XDP_ABORTED;
@@ -49,6 +45,19 @@ pub fn run(ctx: &XdpContext) -> u32 {
     // SAFETY: nothing here has a destructor.
     unsafe { target.tail_call(ctx, 0) };
     XDP_ABORTED
+}
+
+/// What to do.
+#[inline(always)]
+pub fn to_do() -> Option<&'static Config> {
+    config.get(0)
+}
+
+/// How far it is.
+#[inline(always)]
+pub fn so_far() -> Option<&'static mut State> {
+    // SAFETY: one of this object's programs runs at a time; user space reads the element afterwards.
+    state.get_ptr_mut(0).map(|so_far| unsafe { &mut *so_far })
 }
 
 /// Takes the time at the beginning of the first packet and of the last.
@@ -68,7 +77,7 @@ fn stamp(to_do: &Config, so_far: &mut State) {
 
 /// Gives the frame its length and its beginning again.
 #[inline(always)]
-fn restore(ctx: &XdpContext, to_do: &Config) -> Option<()> {
+pub fn restore(ctx: &XdpContext, to_do: &Config) -> Option<()> {
     let length = |ctx: &XdpContext| ctx.data_end() as i64 - ctx.data() as i64;
     let wanted = i64::from(to_do.length);
     if length(ctx) != wanted {
@@ -97,26 +106,36 @@ fn restore(ctx: &XdpContext, to_do: &Config) -> Option<()> {
 
 #[inline(always)]
 fn choose(to_do: &Config, so_far: &mut State) -> Option<Flow> {
-    if to_do.choice == Choice::Sequential as u32 {
-        let number = so_far.next as u32;
-        let next = so_far.next + 1;
-        so_far.next = if next == u64::from(to_do.flows) { 0 } else { next };
-        return Some(Flow::of(number, to_do.address));
-    }
-    let mut random = so_far.random;
-    random ^= random << 13;
-    random ^= random >> 7;
-    random ^= random << 17;
-    so_far.random = random;
-    let number = (((random >> 32) * u64::from(to_do.flows)) >> 32) as u32;
+    let number = pick(to_do, so_far);
     if to_do.choice == Choice::Listed as u32 {
         return listed.get(to_do.first_listed + number).copied();
     }
     Some(Flow::of(number, to_do.address))
 }
 
+/// The number of the next flow.
 #[inline(always)]
-fn write(ctx: &XdpContext, place: u32, flow: Flow) -> Option<()> {
+pub fn pick(to_do: &Config, so_far: &mut State) -> u32 {
+    if to_do.choice == Choice::One as u32 {
+        return 0;
+    }
+    if to_do.choice == Choice::Sequential as u32 {
+        let number = so_far.next as u32;
+        let next = so_far.next + 1;
+        so_far.next = if next == u64::from(to_do.flows) { 0 } else { next };
+        return number;
+    }
+    let mut random = so_far.random;
+    random ^= random << 13;
+    random ^= random >> 7;
+    random ^= random << 17;
+    so_far.random = random;
+    (((random >> 32) * u64::from(to_do.flows)) >> 32) as u32
+}
+
+/// Writes a flow into the packet.
+#[inline(always)]
+pub fn write(ctx: &XdpContext, place: u32, flow: Flow) -> Option<()> {
     const ETHERNET: usize = 14;
     const SOURCE_V4: usize = ETHERNET + 12;
     const SOURCE_V6: usize = ETHERNET + 20;

@@ -1,7 +1,10 @@
 //! Benchmarks. Every figure is a ratio of two samples that were taken one after the other in the
 //! same run: this machine is never the same twice, but it is much the same for two seconds.
 
+mod bulk;
+mod forwarding;
 mod packets;
+mod processors;
 mod sockets;
 mod stats;
 
@@ -23,9 +26,9 @@ use stats::Quartiles;
 #[derive(Args)]
 pub struct Options {
     /// What to measure.
-    #[arg(value_enum, default_values_t = [Bench::Packets, Bench::Sockets])]
+    #[arg(value_enum, default_values_t = [Bench::Packets, Bench::Forwarding, Bench::Bulk, Bench::Sockets])]
     benches: Vec<Bench>,
-    /// Pairs of samples for each ratio.
+    /// Pairs of samples for each ratio, and rounds of `forwarding`.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
     /// Of `packets`, only cases whose name contains this.
@@ -37,6 +40,10 @@ pub struct Options {
     /// Of `packets`, compares with what an earlier run said with --json; fails if a case is slower.
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
+    /// Of `forwarding`, numbers of Services. nft takes two minutes to load the rules of 10,000.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 1_000],
+          value_parser = clap::value_parser!(u32).range(1..=30_000))]
+    services: Vec<u32>,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -47,10 +54,14 @@ pub struct Options {
 const RATIOS: &str = "xtask/bench-ratios";
 
 /// What `--json` says.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct Results {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     packets: Option<packets::Report>,
+    #[serde(default, skip_serializing_if = "Option::is_none", skip_deserializing)]
+    forwarding: Option<forwarding::Report>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", skip_deserializing)]
+    bulk: Vec<Comparison>,
     #[serde(default, skip_serializing_if = "Vec::is_empty", skip_deserializing)]
     sockets: Vec<Comparison>,
 }
@@ -59,6 +70,10 @@ struct Results {
 enum Bench {
     /// The XDP program: nanoseconds for each packet, path by path.
     Packets,
+    /// Packets a second through a node, against kube-proxy's rules.
+    Forwarding,
+    /// Bulk TCP of clients outside to a pod of the node.
+    Bulk,
     /// Clients on the node: connections and bulk through a ClusterIP against the same directly.
     Sockets,
 }
@@ -117,7 +132,7 @@ impl Comparison {
 /// The command. Leaves nothing behind, like the demo.
 pub fn run(options: &Options) -> Result<()> {
     let earlier = options.compare.as_deref().map(read).transpose()?;
-    let mut results = Results { packets: None, sockets: Vec::new() };
+    let mut results = Results::default();
     begin()?;
     for bench in &options.benches {
         match bench {
@@ -125,6 +140,11 @@ pub fn run(options: &Options) -> Result<()> {
                 let wanted = Wanted { case: options.case.as_deref(), is_short: options.short };
                 results.packets = Some(cleanly(|| packets::run(&wanted))?);
             }
+            Bench::Forwarding => {
+                let run = || forwarding::run(options.pairs, &options.services);
+                results.forwarding = Some(cleanly(run)?);
+            }
+            Bench::Bulk => results.bulk = cleanly(|| bulk::run(options.pairs))?,
             Bench::Sockets => results.sockets = cleanly(|| sockets::run(options.pairs))?,
         }
     }
@@ -214,10 +234,14 @@ fn print(results: &Results) {
     if let Some(packets) = &results.packets {
         println!("{packets}");
     }
-    if !results.sockets.is_empty() {
+    if let Some(forwarding) = &results.forwarding {
+        println!("{forwarding}\n");
+    }
+    let comparisons: Vec<_> = results.bulk.iter().chain(&results.sockets).collect();
+    if !comparisons.is_empty() {
         println!("median (first to third quartile)\n");
     }
-    for Comparison { name, unit, reference, measured, ratio, pairs } in &results.sockets {
+    for Comparison { name, unit, reference, measured, ratio, pairs } in comparisons {
         println!("{name}, {pairs} pairs");
         println!("  reference  {reference:.0} {unit}");
         println!("  measured   {measured:.0} {unit}");

@@ -14,7 +14,8 @@ use lbxdp_tests::{Agent, AgentOptions, Cluster, Process, Scratch, Spec, nginx};
 use super::Comparison;
 
 const HTTP: u16 = 8080;
-const BULK: u16 = 5201;
+/// Where iperf3 listens.
+pub const BULK: u16 = 5201;
 const CLUSTER_IP: &str = "10.96.0.80";
 /// Of one sample.
 const SECONDS: &str = "2";
@@ -85,9 +86,10 @@ fn connections(mut wrk: Command, host: &str) -> Result<f64> {
     rate.trim().parse().with_context(|| format!("a rate of wrk: {rate}"))
 }
 
-fn bulk(mut iperf3: Command, host: &str) -> Result<f64> {
+/// Mbit/s that arrived.
+pub fn bulk(mut iperf3: Command, host: &str) -> Result<f64> {
     iperf3.args(["-c", host, "-t", SECONDS, "-J"]);
     let said: serde_json::Value = serde_json::from_str(&run_command(&mut iperf3))?;
     let rate = said["end"]["sum_received"]["bits_per_second"].as_f64();
-    Ok(rate.context("no rate in what iperf3 said")? / 1e6)
+    Ok(rate.with_context(|| format!("no rate in what iperf3 said: {}", said["error"]))? / 1e6)
 }

@@ -77,11 +77,11 @@ fn there_is_a_place_for_everything_that_the_manifest_mounts() {
         assert!(is_there, "{path} is not in the image");
         seen += 1;
     }
-    assert_eq!(seen, 3);
+    assert_eq!(seen, 4);
 }
 
 /// What the manifest gives the agent, and what `chroot` needs.
-const CAPABILITIES: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon,+sys_chroot";
+const CAPABILITIES: &str = "--bounding-set=-all,+bpf,+net_admin,+net_raw,+perfmon,+sys_chroot";
 const START: &str = "exec setpriv \"$0\" chroot \"$@\"";
 
 /// `agent` with these arguments where there is nothing but the image, proc and sysfs, and a BPF file

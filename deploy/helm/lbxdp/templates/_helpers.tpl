@@ -28,7 +28,7 @@ for the source ranges. A test compares these with the maps' capacities.
   process  the agent itself with 10,000 Services, the programs, and the kernel's work to verify them
 */}}
 {{- define "lbxdp.memory" -}}
-maps: 293
+maps: 275
 cpu: 5
 process: 256
 {{- end }}
@@ -55,8 +55,10 @@ limits:
 # the address of the Service "kubernetes": nobody serves it before the agent does.
 LBXDP_API_SERVERS: {{ join "," .Values.apiServers | quote }}
 LBXDP_BULK_REMOVAL_HOLD: {{ .Values.bulkRemovalHoldSeconds | quote }}
+LBXDP_LAYER2: {{ .Values.layer2.enabled | ternary "on" "off" | quote }}
 LBXDP_LISTEN: {{ printf (contains ":" .Values.listen.address | ternary "[%s]:%d" "%s:%d") .Values.listen.address (int .Values.listen.port) | quote }}
 LBXDP_LOG: {{ .Values.log | quote }}
+LBXDP_MEMBERS_PORT: {{ .Values.members.port | quote }}
 LBXDP_SNAT_PORTS: {{ .Values.snatPorts | quote }}
 LBXDP_TC_MODE: {{ .Values.tcMode | quote }}
 LBXDP_XDP_MODE: {{ .Values.xdpMode | quote }}
@@ -68,6 +70,15 @@ LBXDP_POD_DEVICES: {{ join "," . | quote }}
 {{- end }}
 {{- with .Values.serviceCidrs }}
 LBXDP_SERVICE_CIDRS: {{ join "," . | quote }}
+{{- end }}
+{{- if .Values.adoptClassless }}
+LBXDP_ADOPT_CLASSLESS: "true"
+{{- end }}
+{{- if .Values.members.keepDeadNodes }}
+LBXDP_KEEP_DEAD_NODES: "true"
+{{- end }}
+{{- with .Values.poolNamespaces }}
+LBXDP_POOL_NAMESPACES: {{ join "," . | quote }}
 {{- end }}
 {{- with .Values.nodePortAddresses }}
 LBXDP_NODEPORT_ADDRESSES: {{ join "," . | quote }}

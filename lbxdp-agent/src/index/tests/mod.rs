@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod conflicts;
+mod dead_nodes;
 mod endpoints;
 mod facts;
 mod properties;

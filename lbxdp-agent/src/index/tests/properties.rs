@@ -201,6 +201,8 @@ enum Event {
     /// One of the objects that were applied.
     Delete(prop::sample::Index),
     Devices(bool),
+    /// Whether the node of most endpoints is dead.
+    Dead(bool),
     /// What follows is asked for.
     Follow,
 }
@@ -235,6 +237,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any_node().prop_map(Event::Apply),
         4 => any::<prop::sample::Index>().prop_map(Event::Delete),
         1 => any::<bool>().prop_map(Event::Devices),
+        3 => any::<bool>().prop_map(Event::Dead),
         6 => Just(Event::Follow),
     ]
 }
@@ -276,7 +279,9 @@ proptest! {
         };
         let empty = Index::new(NODE).with_config(config);
         let devices = |on: bool| on.then(|| "10.1.0.7".parse().unwrap()).into_iter().collect();
-        let mut index = empty.clone();
+        let dead_nodes =
+            |dead: bool| dead.then(|| "node-2".to_owned()).into_iter().collect::<BTreeSet<_>>();
+        let (mut index, mut dead) = (empty.clone(), false);
         let (mut objects, mut ids, mut on) = (BTreeMap::new(), Vec::new(), false);
         for event in events.into_iter().chain([Event::Follow]) {
             match event {
@@ -295,6 +300,10 @@ proptest! {
                     on = now;
                     index.set_device_addresses(devices(on));
                 }
+                Event::Dead(now) => {
+                    dead = now;
+                    index.set_dead_nodes(&dead_nodes(dead));
+                }
                 Event::Follow => {
                     let before = index.desired().clone();
                     let changes = index.follow();
@@ -302,8 +311,11 @@ proptest! {
                     let mut fresh = empty.clone();
                     fresh.set_device_addresses(devices(on));
                     fresh.replace(objects.values().rev().cloned());
+                    fresh.set_dead_nodes(&dead_nodes(dead));
+                    let left_out = { fresh.follow(); fresh.left_out() };
                     let fresh = decided(&mut fresh);
                     prop_assert_eq!(index.desired(), &fresh.0);
+                    prop_assert_eq!(index.left_out(), left_out);
                     prop_assert_eq!(index.problems(), &fresh.1);
                     prop_assert_eq!(index.follow(), Changes::default());
                 }

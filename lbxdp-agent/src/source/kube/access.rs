@@ -31,6 +31,8 @@ pub(super) struct Access {
     pub servers: Vec<Config>,
     /// Read for each request: it is replaced long before it expires.
     pub token_file: Option<PathBuf>,
+    /// Where the agent's own objects are.
+    pub namespace: String,
 }
 
 impl Access {
@@ -80,12 +82,14 @@ impl Access {
             // A file goes before a token written beside it, as with kubectl.
             config.auth_info.token = None;
         }
-        Ok(Self { servers: vec![config], token_file })
+        let namespace = config.default_namespace.clone();
+        Ok(Self { servers: vec![config], token_file, namespace })
     }
 
     fn from_service_account(dir: &Path) -> anyhow::Result<Self> {
         let (token_file, ca) = (dir.join("token"), dir.join("ca.crt"));
-        for path in [&token_file, &ca] {
+        let namespace = dir.join("namespace");
+        for path in [&token_file, &ca, &namespace] {
             std::fs::metadata(path).with_context(|| {
                 format!(
                     "{}: not in a pod with a service account; elsewhere give --kubeconfig, or \
@@ -100,7 +104,11 @@ impl Access {
         config.root_cert = Some(Vec::new());
         config.root_cert_file = Some(ca);
         config.auth_info = AuthInfo::default();
-        Ok(Self { servers: vec![config], token_file: Some(token_file) })
+        let namespace = std::fs::read_to_string(&namespace)
+            .with_context(|| namespace.display().to_string())?
+            .trim()
+            .to_owned();
+        Ok(Self { servers: vec![config], token_file: Some(token_file), namespace })
     }
 }
 
@@ -136,6 +144,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("token"), "secret\n").unwrap();
         std::fs::write(dir.path().join("ca.crt"), "").unwrap();
+        std::fs::write(dir.path().join("namespace"), "lb\n").unwrap();
         dir
     }
 
@@ -168,6 +177,7 @@ mod tests {
         let urls = ["https://192.0.2.1:6443", "https://[2001:db8::1]:6443"];
         let access = find(&in_pod(dir.path(), &urls), None).unwrap();
         assert_eq!(access.token_file, Some(dir.path().join("token")));
+        assert_eq!(access.namespace, "lb");
         let names = access.servers.iter().map(|server| server.tls_server_name.as_deref());
         assert_eq!(names.collect::<Vec<_>>(), [Some(SERVER_NAME); 2]);
         let found = access.servers.iter().map(|server| server.cluster_url.to_string());

@@ -61,7 +61,7 @@ impl Backoff {
 }
 
 /// Anything from 0 to 1.
-fn chance() -> f64 {
+pub(super) fn chance() -> f64 {
     let bits = RandomState::new().build_hasher().finish();
     f64::from((bits >> 32) as u32) / f64::from(u32::MAX)
 }

@@ -10,14 +10,60 @@ use super::packed::Packed;
 use super::trim::Arrived;
 use crate::source::{Delta, Kind, Object, ObjectId, Sourced};
 
+/// What the last list lacks, and when that is believed.
+#[derive(Debug, Default)]
+pub(super) struct Doubt(Option<(Instant, BTreeSet<ObjectId>)>);
+
+impl Doubt {
+    /// How many objects are missing.
+    pub(super) fn count(&self) -> Option<usize> {
+        self.0.as_ref().map(|(_, ids)| ids.len())
+    }
+
+    /// When [`Self::believe`] has something to do.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.0.as_ref().map(|(due, _)| *due)
+    }
+
+    /// A list lacks these of so many; which of them are gone. More than half of the objects wait for
+    /// `hold`, counted from the first list that lacked them.
+    pub(super) fn list(
+        &mut self,
+        before: usize,
+        missing: BTreeSet<ObjectId>,
+        now: Instant,
+        hold: Duration,
+    ) -> BTreeSet<ObjectId> {
+        let due = self.due().unwrap_or(now + hold);
+        if missing.len() * 2 > before && due > now {
+            self.0 = Some((due, missing));
+            return BTreeSet::new();
+        }
+        self.0 = None;
+        missing
+    }
+
+    /// An object was heard of.
+    pub(super) fn heard(&mut self, id: &ObjectId) {
+        self.0.take_if(|(_, ids)| {
+            ids.remove(id);
+            ids.is_empty()
+        });
+    }
+
+    /// What was missing for long enough.
+    pub(super) fn believe(&mut self, now: Instant) -> BTreeSet<ObjectId> {
+        self.0.take_if(|(due, _)| *due <= now).map(|(_, ids)| ids).unwrap_or_default()
+    }
+}
+
 /// The objects of one kind.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     objects: BTreeMap<ObjectId, Packed>,
     /// Whether the API has listed them since the start.
     is_listed: bool,
-    /// What the last list lacks, and when that is believed.
-    missing: Option<(Instant, BTreeSet<ObjectId>)>,
+    missing: Doubt,
 }
 
 impl Known {
@@ -48,17 +94,15 @@ impl Known {
 
     /// How many objects are missing and how many there are, while that is not believed.
     pub(super) fn held(&self) -> Option<(usize, usize)> {
-        let (_, ids) = self.missing.as_ref()?;
-        Some((ids.len(), self.objects.len()))
+        Some((self.missing.count()?, self.objects.len()))
     }
 
     /// When [`Self::believe`] has something to do.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.missing.as_ref().map(|(due, _)| *due)
+        self.missing.due()
     }
 
-    /// Takes a complete list; what differs. Removals of more than half of the objects wait for
-    /// `hold`, counted from the first list that wanted them.
+    /// Takes a complete list; what differs.
     pub(super) fn list(
         &mut self,
         list: BTreeMap<ObjectId, Arrived>,
@@ -71,41 +115,27 @@ impl Known {
             self.objects.keys().filter(|id| !list.contains_key(id)).cloned().collect();
         let mut deltas: Vec<_> =
             list.into_values().filter_map(|arrived| self.insert(arrived)).collect();
-        let due = self.due().unwrap_or(now + hold);
-        if missing.len() * 2 > before && due > now {
-            self.missing = Some((due, missing));
-        } else {
-            self.missing = None;
-            deltas.extend(missing.into_iter().filter_map(|id| self.remove(id)));
-        }
+        let gone = self.missing.list(before, missing, now, hold);
+        deltas.extend(gone.into_iter().filter_map(|id| self.remove(id)));
         deltas
     }
 
     /// Takes a new or changed object; `None` if nothing differs.
     pub(super) fn apply(&mut self, arrived: Arrived) -> Option<Delta> {
-        if let Some((_, ids)) = &mut self.missing {
-            ids.remove(&arrived.id());
-            if ids.is_empty() {
-                self.missing = None;
-            }
-        }
+        self.missing.heard(&arrived.id());
         self.insert(arrived)
     }
 
     /// Takes a deletion, which needs no second thought.
     pub(super) fn delete(&mut self, id: ObjectId) -> Option<Delta> {
-        if let Some((_, ids)) = &mut self.missing {
-            ids.remove(&id);
-        }
+        self.missing.heard(&id);
         self.remove(id)
     }
 
     /// Removes what was missing for long enough.
     pub(super) fn believe(&mut self, now: Instant) -> Vec<Delta> {
-        match self.missing.take_if(|(due, _)| *due <= now) {
-            Some((_, ids)) => ids.into_iter().filter_map(|id| self.remove(id)).collect(),
-            None => Vec::new(),
-        }
+        let gone = self.missing.believe(now);
+        gone.into_iter().filter_map(|id| self.remove(id)).collect()
     }
 
     fn insert(&mut self, Arrived { object, triggered }: Arrived) -> Option<Delta> {

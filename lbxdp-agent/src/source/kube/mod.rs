@@ -1,17 +1,21 @@
 //! Services, EndpointSlices and this node's Node from the Kubernetes API.
 //!
-//! `access` finds out where the API is and who asks, `client` sends requests to one of several
-//! servers, `events` tells people of problems, `watch` lists and follows one kind, `backoff` says how long to wait, `trim` what is kept
+//! `access` finds out where the API is and who asks, `addresses` gives Services of type LoadBalancer
+//! theirs, `announced` tells which of them this node announces, `client` sends requests to one of several servers, `events` tells people of problems,
+//! `leases` keeps this node's lease and looks at others', `watch` lists and follows one kind, `backoff` says how long to wait, `trim` what is kept
 //! of an object, `brake` doubts lists that lack most of what was there, `store` survives restarts
 //! without an API, `status` is what people see of it all.
 //!
 //! The API not being there changes nothing: what it said last stays.
 
 mod access;
+mod addresses;
+mod announced;
 mod backoff;
 mod brake;
 mod client;
 mod events;
+mod leases;
 mod packed;
 mod status;
 mod store;
@@ -27,24 +31,30 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::api::WatchParams;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch as watch_channel};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 pub use self::access::{Options as AccessOptions, SERVICE_ACCOUNT_DIR};
+pub use self::addresses::Options as AddressOptions;
 pub use self::events::{Events, reports};
 pub use self::status::{Report, Status, Watch, WatchReport, Work};
 
 use self::access::Access;
+use self::addresses::Controller;
 use self::brake::Known;
 use self::client::Servers;
 use self::packed::Packed;
 use self::store::Store;
-use self::watch::{Follower, Message, Watched};
-use super::{Change, Delta, Kind, Snapshot, Sourced};
+use self::trim::{Arrived, Ears, Trim};
+use self::watch::Follower;
+use super::{Change, Delta, Kind, ObjectId, Snapshot, Sourced};
+use crate::layer2::{Resources, Seen};
 use crate::lock::Lock;
+use crate::members::LeaseLink;
 use crate::model::{Problem, Severity};
 use crate::problem::Problems;
+use crate::vip::Tally;
 
 /// Services and slices that no proxy has to look at, and those for another one.
 const FOR_US: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
@@ -62,6 +72,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// How long a list that lacks more than half of the objects of its kind is not believed.
     pub bulk_removal_hold: Duration,
+    /// Which addresses are given to whom.
+    pub addresses: AddressOptions,
 }
 
 /// The source.
@@ -77,6 +89,10 @@ pub struct Kube {
     is_news: bool,
     hold: Duration,
     store: Store,
+    controller: Controller,
+    leases: Option<LeaseLink>,
+    tally: Arc<Tally>,
+    announced: watch_channel::Sender<Arc<Seen>>,
     _lock: Option<Lock>,
     _tasks: JoinSet<()>,
 }
@@ -95,7 +111,7 @@ enum Phase {
 impl Kube {
     /// Begins to watch. Fails if the options make no sense, not if nobody answers.
     pub async fn start(options: &Options, node_name: &str) -> anyhow::Result<Self> {
-        let Options { access, state_dir, bulk_removal_hold } = options;
+        let Options { access, state_dir, bulk_removal_hold, addresses } = options;
         let cluster_ip = std::env::var("KUBERNETES_SERVICE_HOST").ok();
         let access = Access::find(access, cluster_ip.as_deref()).await?;
         let urls = access.servers.iter().map(|server| server.cluster_url.to_string()).collect();
@@ -114,6 +130,26 @@ impl Kube {
         let (events, reports) = Events::new();
         let (teller, counts) = (servers.client(), status.events());
         tasks.spawn(events::run(reports, teller, node_name.to_owned(), counts));
+        let tally = Arc::<Tally>::default();
+        let controller = Controller::start(
+            servers.client(),
+            (&access.namespace, node_name),
+            addresses,
+            state_dir,
+            *bulk_removal_hold,
+            Arc::clone(&tally),
+            status.events(),
+        );
+        let (leases, keeper) = leases::link(servers.client(), &access.namespace, node_name);
+        tasks.spawn(keeper);
+        let announced = watch_channel::Sender::default();
+        tasks.spawn(announced::run(
+            servers.client(),
+            access.namespace.clone(),
+            node_name.to_owned(),
+            announced.subscribe(),
+            status.events(),
+        ));
         let mut follow = Follow { tasks: &mut tasks, servers, sender, status: &status };
         follow.kind::<Service>(selected.clone());
         follow.kind::<EndpointSlice>(selected);
@@ -132,6 +168,10 @@ impl Kube {
             is_news: false,
             hold: *bulk_removal_hold,
             store,
+            controller,
+            leases: Some(leases),
+            tally,
+            announced,
             _lock: lock,
             _tasks: tasks,
         })
@@ -145,6 +185,26 @@ impl Kube {
     /// Where problems are told.
     pub fn events(&self) -> Events {
         self.events.clone()
+    }
+
+    /// What there is to see of the addresses that Services are given.
+    pub fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally)
+    }
+
+    /// Where to say what this node announces.
+    pub fn announced(&self) -> watch_channel::Sender<Arc<Seen>> {
+        self.announced.clone()
+    }
+
+    /// To the leases of nodes; the first call only.
+    pub fn leases(&mut self) -> Option<LeaseLink> {
+        self.leases.take()
+    }
+
+    /// From where which addresses are announced.
+    pub fn resources(&self) -> watch_channel::Receiver<Option<Arc<Resources>>> {
+        self.controller.resources()
     }
 
     /// Waits for a change. Cancelling it loses nothing.
@@ -180,6 +240,7 @@ impl Kube {
         if matches!(self.phase, Phase::Following) {
             self.store.finish(packed(&self.kinds)).await;
         }
+        self.controller.finish().await;
     }
 
     /// Why there is no input yet.
@@ -218,7 +279,7 @@ impl Kube {
     }
 
     fn tick(&mut self, now: Instant) {
-        for kind in Kind::ALL {
+        for kind in Kind::SERVED {
             let Some(known) = self.kinds.get_mut(&kind) else { continue };
             if known.due().is_some_and(|due| due <= now) {
                 let deltas = known.believe(now);
@@ -235,7 +296,7 @@ impl Kube {
     /// What to hand on, if anything.
     fn news(&mut self) -> Option<Change> {
         let is_complete =
-            Kind::ALL.iter().all(|kind| self.kinds.get(kind).is_some_and(Known::is_listed));
+            Kind::SERVED.iter().all(|kind| self.kinds.get(kind).is_some_and(Known::is_listed));
         match self.phase {
             Phase::Silent(_) | Phase::Remembering(_) if is_complete => {
                 self.phase = Phase::Following;
@@ -320,6 +381,17 @@ fn remembered(store: &Store) -> (BTreeMap<Kind, Known>, Phase) {
     (kinds, Phase::Silent(Some((Instant::now() + PATIENCE, remembered.written))))
 }
 
+/// What a watch tells.
+#[derive(Debug)]
+enum Message {
+    /// Every object of a kind.
+    Listed(Kind, BTreeMap<ObjectId, Arrived>),
+    /// An object is new or differs.
+    Applied(Arrived),
+    /// An object is gone.
+    Deleted(ObjectId),
+}
+
 struct Follow<'a> {
     tasks: &'a mut JoinSet<()>,
     servers: Arc<Servers>,
@@ -328,9 +400,9 @@ struct Follow<'a> {
 }
 
 impl Follow<'_> {
-    fn kind<K: Watched>(&mut self, params: WatchParams) {
-        let api = Api::all(self.servers.watching(K::KIND));
-        let (sender, status) = (self.sender.clone(), Arc::clone(self.status));
-        self.tasks.spawn(Follower::<K>::new(api, params, sender, status).run());
+    fn kind<K: Trim>(&mut self, params: WatchParams) {
+        let api = Api::<K>::all(self.servers.watching(K::KIND));
+        let ears = Ears { messages: self.sender.clone(), status: Arc::clone(self.status) };
+        self.tasks.spawn(Follower::new(api, params, ears).run());
     }
 }

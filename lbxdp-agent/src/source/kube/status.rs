@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::events::Counts;
-use super::store;
 use crate::progress::Moment;
 use crate::source::Kind;
+use crate::source::write::write_atomically;
 
 /// File in the state directory with a [`Report`].
 const FILE: &str = "source.json";
@@ -70,7 +70,7 @@ impl Watch {
 
 impl Status {
     pub(super) fn new(servers: Vec<String>) -> Self {
-        let watches = Kind::ALL.map(|kind| (kind, Watch::default())).into();
+        let watches = Kind::SERVED.map(|kind| (kind, Watch::default())).into();
         Self {
             servers,
             current: AtomicUsize::new(0),
@@ -217,9 +217,8 @@ pub(super) async fn keep_report(status: Arc<Status>, state_dir: &Path) {
     loop {
         let report = status.report();
         if written.as_ref() != Some(&report) {
-            let result = store::write_atomically(&path, |file| {
-                Ok(serde_json::to_writer_pretty(file, &report)?)
-            });
+            let result =
+                write_atomically(&path, |file| Ok(serde_json::to_writer_pretty(file, &report)?));
             if let Err(error) = result {
                 tracing::debug!("{}: {error:#}", path.display());
             }

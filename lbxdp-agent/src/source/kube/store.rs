@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::{BufReader, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::Deserialize;
@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::packed::Packed;
+use crate::source::write::write_atomically;
 use crate::source::{Kind, Object};
 
 const FILE: &str = "inputs.json";
@@ -187,11 +188,12 @@ fn write(path: &Path, content: &Content) -> anyhow::Result<()> {
     let node = serde_json::to_string(node)?;
     write_atomically(path, |file| {
         write!(file, "{{\"format\":{FORMAT},\"node\":{node}")?;
-        for kind in Kind::ALL {
+        for kind in Kind::SERVED {
             let list = match kind {
                 Kind::Service => "services",
                 Kind::EndpointSlice => "slices",
                 Kind::Node => "nodes",
+                _ => continue,
             };
             write!(file, ",\"{list}\":[")?;
             for (index, packed) in objects.get(&kind).into_iter().flatten().enumerate() {
@@ -204,24 +206,6 @@ fn write(path: &Path, content: &Content) -> anyhow::Result<()> {
         }
         Ok(file.write_all(b"}")?)
     })
-}
-
-/// A reader sees the old content or the new one, also after a power cut.
-pub(super) fn write_atomically(
-    path: &Path,
-    content: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let new = path.with_extension("new");
-    // Endpoints of everybody's Services are nobody else's business.
-    let open = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new);
-    let mut file = BufWriter::new(open.with_context(|| new.display().to_string())?);
-    content(&mut file)?;
-    file.flush()?;
-    file.get_ref().sync_all()?;
-    fs::rename(&new, path)?;
-    let dir = path.parent().context("a path without a directory")?;
-    File::open(dir)?.sync_all()?;
-    Ok(())
 }
 
 #[cfg(test)]

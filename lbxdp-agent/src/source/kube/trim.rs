@@ -1,14 +1,20 @@
 //! What is kept of an object: what the index reads. The rest is most of it, changes often without
 //! meaning anything here (a node's heartbeat), and every node would hold it in memory.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use k8s_openapi::api::core::v1::{Node, NodeStatus, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
+use kube::Error;
+use tokio::sync::mpsc;
 
-use super::watch::Watched;
+use super::Message;
+use super::status::Status;
+use super::watch::{Listener, Unheard, Watched};
 use crate::source::{Kind, Object, ObjectId};
 
 /// When the endpoints of a slice changed, as its controller saw it (RFC 3339, nanoseconds).
@@ -36,9 +42,58 @@ impl<T: Into<Object>> From<T> for Arrived {
     }
 }
 
+/// Objects of which not everything is kept.
+pub(super) trait Trim: Watched {
+    /// Leaves out what nobody here reads.
+    fn trimmed(self) -> Arrived;
+}
+
+/// The source, as the one who listens.
+pub(super) struct Ears {
+    /// Where it hears.
+    pub(super) messages: mpsc::Sender<Message>,
+    /// Where errors are noted.
+    pub(super) status: Arc<Status>,
+}
+
+impl Ears {
+    async fn tell(&self, message: Message) -> Result<(), Unheard> {
+        self.messages.send(message).await.map_err(|_| Unheard)
+    }
+}
+
+impl<K: Trim> Listener<K> for Ears {
+    type Kept = Arrived;
+
+    fn keep(&self, object: K) -> Arrived {
+        object.trimmed()
+    }
+
+    async fn listed(&self, all: BTreeMap<ObjectId, Arrived>) -> Result<(), Unheard> {
+        self.tell(Message::Listed(K::KIND, all)).await
+    }
+
+    async fn applied(&self, _: ObjectId, object: Arrived) -> Result<(), Unheard> {
+        self.tell(Message::Applied(object)).await
+    }
+
+    async fn deleted(&self, id: ObjectId) -> Result<(), Unheard> {
+        self.tell(Message::Deleted(id)).await
+    }
+
+    fn failed(&self, _: &Error, text: String) -> bool {
+        let watch = self.status.watch(K::KIND);
+        let is_new = watch.error().as_ref() != Some(&text);
+        watch.set_error(Some(text));
+        is_new
+    }
+}
+
 impl Watched for Service {
     const KIND: Kind = Kind::Service;
+}
 
+impl Trim for Service {
     fn trimmed(mut self) -> Arrived {
         self.metadata = metadata(self.metadata);
         if let Some(status) = &mut self.status {
@@ -50,7 +105,9 @@ impl Watched for Service {
 
 impl Watched for EndpointSlice {
     const KIND: Kind = Kind::EndpointSlice;
+}
 
+impl Trim for EndpointSlice {
     fn trimmed(mut self) -> Arrived {
         let triggered = trigger_time(&self.metadata);
         self.metadata = metadata(self.metadata);
@@ -65,7 +122,9 @@ impl Watched for EndpointSlice {
 
 impl Watched for Node {
     const KIND: Kind = Kind::Node;
+}
 
+impl Trim for Node {
     fn trimmed(mut self) -> Arrived {
         self.metadata = metadata(self.metadata);
         self.status = self

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{BoxStream, Stream, StreamExt as _};
@@ -13,12 +12,9 @@ use kube::core::Status as ApiStatus;
 use kube::core::watch::BookmarkMeta;
 use kube::{Api, Error, Resource};
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::backoff::{Backoff, Failure};
-use super::status::Status;
-use super::trim::Arrived;
 use crate::source::{Kind, ObjectId};
 
 /// Annotation of the bookmark that ends a streaming list (KEP-3157).
@@ -35,17 +31,6 @@ const LASTED: Duration = Duration::from_secs(1);
 /// Codes by which a server refuses a streaming list.
 const NO_STREAMING: [u16; 2] = [400, 422];
 const GONE: u16 = 410;
-
-/// What a watch tells.
-#[derive(Debug)]
-pub(super) enum Message {
-    /// Every object of a kind.
-    Listed(Kind, BTreeMap<ObjectId, Arrived>),
-    /// An object is new or differs.
-    Applied(Arrived),
-    /// An object is gone.
-    Deleted(ObjectId),
-}
 
 type Events<K> = BoxStream<'static, Result<WatchEvent<K>, Error>>;
 
@@ -71,6 +56,12 @@ impl From<Error> for End {
     }
 }
 
+impl From<Unheard> for End {
+    fn from(_: Unheard) -> Self {
+        Self::Unheard
+    }
+}
+
 impl End {
     fn of(status: Box<ApiStatus>) -> Self {
         if status.code == GONE { Self::Gone } else { Self::Failed(Error::Api(status)) }
@@ -83,29 +74,49 @@ pub(super) trait Watched:
 {
     /// Which kind it is.
     const KIND: Kind;
-    /// Leaves out what nobody here reads.
-    fn trimmed(self) -> Arrived;
 }
 
-/// Follows one kind until the receiver of the messages is dropped.
-pub(super) struct Follower<K> {
+/// Nobody listens any more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unheard;
+
+/// Who is told what the objects of a kind are.
+pub(super) trait Listener<K>: Send + Sync + 'static {
+    /// What is kept of an object.
+    type Kept: Send;
+
+    /// Leaves out what nobody here reads.
+    fn keep(&self, object: K) -> Self::Kept;
+    /// Every object of the kind.
+    fn listed(
+        &self,
+        all: BTreeMap<ObjectId, Self::Kept>,
+    ) -> impl Future<Output = Result<(), Unheard>> + Send;
+    /// An object is new or differs.
+    fn applied(
+        &self,
+        id: ObjectId,
+        object: Self::Kept,
+    ) -> impl Future<Output = Result<(), Unheard>> + Send;
+    /// An object is gone.
+    fn deleted(&self, id: ObjectId) -> impl Future<Output = Result<(), Unheard>> + Send;
+    /// The kind cannot be watched for now. Whether that is something new.
+    fn failed(&self, error: &Error, text: String) -> bool;
+}
+
+/// Follows one kind until the listener wants to hear no more.
+pub(super) struct Follower<K, L> {
     api: Api<K>,
     params: WatchParams,
-    messages: mpsc::Sender<Message>,
-    status: Arc<Status>,
+    listener: L,
     /// Where to go on; the kind is listed first if `None`.
     version: Option<String>,
 }
 
-impl<K: Watched> Follower<K> {
+impl<K: Watched, L: Listener<K>> Follower<K, L> {
     /// Of the objects that these parameters select.
-    pub(super) fn new(
-        api: Api<K>,
-        params: WatchParams,
-        messages: mpsc::Sender<Message>,
-        status: Arc<Status>,
-    ) -> Self {
-        Self { api, params: params.timeout(WATCH_SECONDS), messages, status, version: None }
+    pub(super) fn new(api: Api<K>, params: WatchParams, listener: L) -> Self {
+        Self { api, params: params.timeout(WATCH_SECONDS), listener, version: None }
     }
 
     /// Does it.
@@ -141,11 +152,9 @@ impl<K: Watched> Follower<K> {
     /// Says what is wrong when it is something new.
     fn failed(&self, error: &Error) -> Failure {
         let text = describe(error);
-        let watch = self.status.watch(K::KIND);
-        if watch.error().as_ref() != Some(&text) {
+        if self.listener.failed(error, text.clone()) {
             tracing::warn!(kind = %K::KIND, "watching: {text}");
         }
-        watch.set_error(Some(text));
         failure(error)
     }
 
@@ -175,11 +184,10 @@ impl<K: Watched> Follower<K> {
         loop {
             match self.next(&mut stream).await? {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    let object = object.trimmed();
-                    objects.insert(object.id(), object);
+                    objects.insert(id(&object), self.listener.keep(object));
                 }
                 WatchEvent::Deleted(object) => {
-                    objects.remove(&ObjectId::of(K::KIND, object.meta()));
+                    objects.remove(&id(&object));
                 }
                 WatchEvent::Bookmark(bookmark) => {
                     let BookmarkMeta { resource_version, annotations } = bookmark.metadata;
@@ -188,7 +196,7 @@ impl<K: Watched> Follower<K> {
                         return Ok(None);
                     }
                     self.version = Some(resource_version);
-                    self.tell(Message::Listed(K::KIND, objects)).await?;
+                    self.listener.listed(objects).await?;
                     return Ok(Some(stream));
                 }
                 WatchEvent::Error(status) => return Err(End::of(status)),
@@ -205,8 +213,7 @@ impl<K: Watched> Follower<K> {
         loop {
             let page = self.api.list(&params).await?;
             for object in page.items {
-                let object = object.trimmed();
-                objects.insert(object.id(), object);
+                objects.insert(id(&object), self.listener.keep(object));
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
@@ -216,7 +223,7 @@ impl<K: Watched> Follower<K> {
                 }
             }
         }
-        self.tell(Message::Listed(K::KIND, objects)).await
+        Ok(self.listener.listed(objects).await?)
     }
 
     async fn follow<S>(&mut self, stream: &mut S) -> Result<Infallible, End>
@@ -234,11 +241,11 @@ impl<K: Watched> Follower<K> {
             };
             match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    self.tell(Message::Applied(object.trimmed())).await?;
+                    let id = id(&object);
+                    self.listener.applied(id, self.listener.keep(object)).await?;
                 }
                 WatchEvent::Deleted(object) => {
-                    let id = ObjectId::of(K::KIND, object.meta());
-                    self.tell(Message::Deleted(id)).await?;
+                    self.listener.deleted(id(&object)).await?;
                 }
                 WatchEvent::Bookmark(_) => {}
                 WatchEvent::Error(status) => return Err(End::of(status)),
@@ -270,10 +277,10 @@ impl<K: Watched> Follower<K> {
             }
         }
     }
+}
 
-    async fn tell(&self, message: Message) -> Result<(), End> {
-        self.messages.send(message).await.map_err(|_| End::Unheard)
-    }
+fn id<K: Watched>(object: &K) -> ObjectId {
+    ObjectId::of(K::KIND, object.meta())
 }
 
 /// Whether somebody has answered.
@@ -289,7 +296,7 @@ pub(super) fn failure(error: &Error) -> Failure {
 }
 
 /// An error and its causes, on one line.
-fn describe(error: &Error) -> String {
+pub(super) fn describe(error: &Error) -> String {
     if let Error::Api(status) = error {
         return format!("{} ({})", status.message, status.code);
     }

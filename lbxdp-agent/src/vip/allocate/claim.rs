@@ -40,6 +40,9 @@ impl<'a> Claim<'a> {
         let decided = decided.get(&id).filter(|decided| decided.version == Version::of(service));
         let held = decided.map_or_else(|| shown.clone(), |decided| decided.assignment.clone());
         let namespace = metadata.namespace.as_deref().unwrap_or_default();
+        // Without pools nobody has asked for addresses from here: those without a class that name no
+        // pool are somebody else's.
+        let is_in_use = !input.pools.is_empty() || shown.pool.is_some();
         Self {
             id,
             service,
@@ -48,7 +51,7 @@ impl<'a> Claim<'a> {
                 namespace_labels: input.namespaces.get(namespace),
                 labels: metadata.labels.as_ref().unwrap_or(&NO_LABELS),
             },
-            role: Role::of(service, &shown, input.adopt_classless),
+            role: Role::of(service, &shown, input.adopt_classless && is_in_use),
             created: metadata.creation_timestamp.as_ref().map_or(i64::MAX, |t| t.0.as_second()),
             shown,
             held,

@@ -22,7 +22,8 @@ impl<'a> Pass<'a> {
             if addresses.is_empty() {
                 match self.allocate(index, request) {
                     Ok((from, new)) => {
-                        let message = format!("Assigned IP {new:?}");
+                        let texts: Vec<_> = new.iter().map(IpAddr::to_string).collect();
+                        let message = format!("Assigned IP {texts:?}");
                         self.tell(claim, Reason::IpAllocated, message);
                         (addresses, pool, failure) = (new, Some(from.to_owned()), None);
                     }

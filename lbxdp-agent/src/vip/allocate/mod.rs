@@ -99,9 +99,4 @@ impl Allocator {
         }
         outcome
     }
-
-    /// A decision was not carried out and will not be.
-    pub fn forget(&mut self, service: &ObjectId) {
-        self.decided.remove(service);
-    }
 }

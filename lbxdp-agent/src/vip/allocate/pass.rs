@@ -67,7 +67,7 @@ impl<'a> Pass<'a> {
                 let gone = Decision { must_write: true, ..Decision::default() };
                 self.outcome.services.insert(claim.id.clone(), gone);
             }
-            if matches!(claim.role, Role::Ours) {
+            if claim.role == Role::Ours {
                 for (old, new) in deprecated(claim.service) {
                     let message = format!("annotation {old} is deprecated, write {new}");
                     self.tell(claim, Reason::DeprecatedAnnotation, message);
@@ -86,15 +86,12 @@ impl<'a> Pass<'a> {
         let claim = &self.claims[index];
         let sharing = |claim: &'a Claim<'a>| claim.request.as_ref().ok()?.sharing.as_ref();
         let own = sharing(claim);
-        let neighbours = claim.held.addresses.iter().flat_map(|addr| &self.occupants[addr]);
-        let neighbours = neighbours.filter(|other| **other != index).count();
-        let partners = claim.held.addresses.iter().flat_map(|addr| &self.occupants[addr]);
-        let partners = partners
-            .filter(|other| **other != index && own.is_some())
-            .filter(|other| sharing(&self.claims[**other]) == own)
-            .count();
+        let occupants = claim.held.addresses.iter().flat_map(|addr| &self.occupants[addr]);
+        let others: Vec<usize> = occupants.copied().filter(|other| *other != index).collect();
+        let is_partner = |other: &&usize| own.is_some() && sharing(&self.claims[**other]) == own;
+        let partners = others.iter().filter(is_partner).count();
         let has_none = claim.held.addresses.is_empty();
-        let is_intruder = neighbours > 0 && own.is_none();
+        let is_intruder = !others.is_empty() && own.is_none();
         (has_none, is_intruder, Reverse(partners), claim.created, claim.id.clone())
     }
 
@@ -122,6 +119,7 @@ impl<'a> Pass<'a> {
             let is_named = self.pools.named(&pool.name).is_some_and(|it| std::ptr::eq(it, pool));
             let assigned = self.assigned.get(pool.name.as_str()).filter(|_| is_named);
             let counts = |family| Counts {
+                total: pool.available(family, self.pools.reserved()),
                 assigned: assigned
                     .into_iter()
                     .flatten()

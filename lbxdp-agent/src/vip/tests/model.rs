@@ -105,6 +105,11 @@ pub fn namespace_of(service: usize) -> usize {
     service % 2
 }
 
+/// Whether a Service says that it is ours. Others are ours once there is a pool.
+pub fn has_class(service: usize) -> bool {
+    service.is_multiple_of(2)
+}
+
 /// Everything there is.
 #[derive(Debug, Default)]
 pub struct Model {
@@ -158,7 +163,8 @@ impl Model {
         let occupants = |addr| shown.keys().copied().filter(move |n| occupies(*n, addr));
         let mut order: Vec<(_, usize)> = Vec::new();
         for (age, (n, wish)) in self.services.iter().enumerate() {
-            if wish.whose != Whose::Ours {
+            let is_in_use = has_class(*n) || !self.pools.is_empty() || shown[n].pool.is_some();
+            if wish.whose != Whose::Ours || !is_in_use {
                 continue;
             }
             let others: Vec<usize> = held[n]

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::model::{
-    ADDRESSES, Families, Model, PoolWish, Whose, Wish, address, name, namespace_of,
+    ADDRESSES, Families, Model, PoolWish, Whose, Wish, address, has_class, name, namespace_of,
 };
 use super::*;
 
@@ -145,7 +145,7 @@ fn described(n: usize, wish: &Wish) -> Value {
             "type": if wish.whose == Whose::Plain { "ClusterIP" } else { "LoadBalancer" },
             "loadBalancerClass": match wish.whose {
                 Whose::Foreign => json!("example.com/other"),
-                _ if n.is_multiple_of(2) => json!(CLASS),
+                _ if has_class(n) => json!(CLASS),
                 _ => Value::Null,
             },
             "clusterIP": ips[0], "clusterIPs": ips, "ipFamilyPolicy": policy,

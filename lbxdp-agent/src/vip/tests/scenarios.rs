@@ -148,7 +148,7 @@ fn a03_what_cannot_be_had_leaves_the_service_pending() {
         assert_fails(&mut world, name, part);
     }
     let mut world = World::default();
-    world.service("x", json!({}));
+    world.service("x", json!({"spec": {"loadBalancerClass": CLASS}}));
     assert_fails(&mut world, "x", "no address pools");
 }
 
@@ -216,15 +216,13 @@ fn a05_what_is_decided_and_not_yet_shown_counts() {
     let second = world.pass();
     assert_eq!(first.services[&id("y")].assignment, second.services[&id("y")].assignment);
     assert!(second.services[&id("y")].must_write);
-    // Refused for good: decided anew.
-    world.allocator.forget(&id("y"));
-    assert_eq!(world.has("y"), "192.0.2.0 of a");
+    assert_eq!(world.has("y"), "192.0.2.1 of a");
     // Made again under the same name it is another one.
     world.service("z", ip("192.0.2.3"));
     world.pass();
     world.delete("z");
     world.service("z", json!({}));
-    assert_eq!(world.has("z"), "192.0.2.1 of a");
+    assert_eq!(world.has("z"), "192.0.2.0 of a");
 }
 
 #[test]
@@ -312,7 +310,7 @@ fn a06_who_does_not_agree_any_more_moves_and_the_others_stay() {
 fn a07_pools_come_and_go() {
     let mut world = World::with_pool(&[V4]);
     world.service("x", json!({}));
-    world.settle();
+    assert_eq!(world.settle()[0].message, "Assigned IP [\"192.0.2.0\"]");
     world.pool("b", json!({"addresses": ["198.51.100.0/30"]}));
     assert_eq!(world.has("x"), "192.0.2.0 of a");
     world.drop_pool("a");
@@ -531,26 +529,26 @@ fn a09_require_dual_stack() {
 #[test]
 fn a10_pools_count_what_they_have() {
     let mut world = World::with_pool(&[V4, "2001:db8::/64"]);
-    let counts = |assigned, available| Counts { assigned, available };
-    let enormous = counts(0, u64::MAX);
-    assert_eq!(world.counts("a"), PoolCounts { v4: counts(0, 4), v6: enormous });
+    let counts = |total, assigned, available| Counts { total, assigned, available };
+    let enormous = counts(u64::MAX, 0, u64::MAX);
+    assert_eq!(world.counts("a"), PoolCounts { v4: counts(4, 0, 4), v6: enormous });
     world.service("x", share("k", 80));
     world.service("y", share("k", 81));
     world.service("z", dual("RequireDualStack"));
     let counted = world.counts("a");
-    assert_eq!(counted, PoolCounts { v4: counts(2, 2), v6: counts(1, u64::MAX) });
+    assert_eq!(counted, PoolCounts { v4: counts(4, 2, 2), v6: counts(u64::MAX, 1, u64::MAX) });
     let status = resources::IpAddressPoolStatus::from(counted);
     assert_eq!((status.assigned_ipv4, status.available_ipv6), (2, i64::MAX));
     // What is not given out is not available.
     world.reserved.nodes.insert("192.0.2.3".parse().unwrap(), "n1".to_owned());
-    assert_eq!(world.counts("a").v4, counts(2, 1));
+    assert_eq!(world.counts("a").v4, counts(3, 2, 1));
     world.pool("a", json!({"addresses": [V4], "avoidBuggyIPs": true}));
-    assert_eq!(world.counts("a").v4, counts(2, 1));
+    assert_eq!(world.counts("a").v4, counts(2, 2, 1));
     // Exhaustion is told.
     world.service("last", json!({}));
     world.service("one-more", json!({}));
     assert_fails(&mut world, "one-more", "no available IPs: pool \"a\" has no free IPv4");
-    assert_eq!(world.counts("a").v4, counts(3, 0));
+    assert_eq!(world.counts("a").v4, counts(2, 3, 0));
 }
 
 #[test]
@@ -678,6 +676,22 @@ fn a12_the_class_decides_whose_service_it_is() {
     world.is_exclusive = false;
     world.restart();
     assert_eq!(world.has("classless"), "192.0.2.3 of a");
+}
+
+#[test]
+fn a12_without_pools_nothing_is_adopted() {
+    let mut world = World::default();
+    world.service("x", json!({}));
+    let clouds = Assignment { addresses: vec!["203.0.113.1".parse().unwrap()], pool: None };
+    clouds.show(world.services.get_mut("x").unwrap());
+    assert_eq!(world.has("x"), "203.0.113.1");
+    assert!(world.pass().services.is_empty());
+    // Whoever makes a pool means it.
+    world.pool("a", json!({"addresses": [V4]}));
+    assert_eq!(world.has("x"), "192.0.2.0 of a");
+    // And the last pool that goes takes its addresses with it.
+    world.drop_pool("a");
+    assert_eq!(world.has("x"), "");
 }
 
 #[test]

@@ -31,7 +31,9 @@ use runner::Runner;
 use world::World;
 
 pub use compare::Comparison;
+pub use packet::{Mac, Packet, Transport};
 pub use report::Report;
+pub use runner::input;
 
 /// Packets of one run of the control.
 const BRACKET: u32 = 4_000;

@@ -67,6 +67,12 @@ impl Packet {
         bytes.as_slice().try_into().context("the length of a packet")
     }
 
+    /// Bytes of a packet as the wrapper and the generator have them.
+    pub fn words(bytes: [u8; TEMPLATE]) -> [u64; TEMPLATE / 8] {
+        let (words, _) = bytes.as_chunks();
+        std::array::from_fn(|word| u64::from_ne_bytes(words[word]))
+    }
+
     /// Reads what [`Self::bytes`] wrote, checksums and payload aside.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let headers = PacketHeaders::from_ethernet_slice(bytes)?;

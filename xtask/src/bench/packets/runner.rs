@@ -10,8 +10,9 @@ use aya::{Ebpf, EbpfLoader};
 use lbxdp_bench_ebpf::{BACKENDS, Backend, Config, Flow, Frontend, RING, State};
 use lbxdp_tests::Netns;
 use nix::libc;
-use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns};
-use nix::unistd::Pid;
+use nix::sched::{CloneFlags, setns};
+
+use crate::bench::processors::{processors, stay_on};
 
 /// XDP's verdicts (`enum xdp_action`).
 pub const XDP_DROP: u32 = 1;
@@ -146,10 +147,7 @@ impl Runner {
         self.array::<State>("state")?.set(0, state, 0)?;
 
         setns(&place.netns, CloneFlags::CLONE_NEWNET).context("enter the namespace")?;
-        let frame: Vec<u8> = config.template.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context = [0, config.length, 0, place.ifindex, 0, 0];
-        let context: Vec<u8> = context.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let (frame, context) = input(config, place.ifindex);
         let mut bytes = vec![0; frame.len() + ROOM];
         let wrapper: &mut Xdp = self.ebpf.program_mut(WRAPPER).context("no wrapper")?.try_into()?;
         let result = wrapper.test_run(TestRunOptions {
@@ -178,6 +176,14 @@ impl Runner {
     }
 }
 
+/// The frame that a run begins with, and the context of a program whose frames come in by a device.
+pub fn input(config: &Config, ifindex: u32) -> (Vec<u8>, Vec<u8>) {
+    let frame = config.template.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let context = [0, config.length, 0, ifindex, 0, 0];
+    (frame, context.into_iter().flat_map(u32::to_ne_bytes).collect())
+}
+
 /// A program that somebody has loaded, by its id.
 pub fn by_id(id: u32) -> Result<ProgramInfo> {
     for program in aya::programs::loaded_programs() {
@@ -190,14 +196,9 @@ pub fn by_id(id: u32) -> Result<ProgramInfo> {
 }
 
 /// Keeps the calling thread, and what it starts from here on, on one processor: the last one that it
-/// may use, since interrupts tend to come to the first. It goes before others there.
+/// may use. It goes before others there.
 pub fn stay_on_one_processor() -> Result<()> {
-    let this_thread = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this_thread).context("the processors allowed")?;
-    let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
-    let mut one = CpuSet::new();
-    one.set(last.context("no processor is allowed")?)?;
-    sched_setaffinity(this_thread, &one).context("stay on one processor")?;
+    stay_on(processors()?[0])?;
     // A sample that waits for its turn is lost. Niceness would not help: it counts only among the
     // processes of a session.
     let first_of_all = libc::sched_param { sched_priority: 1 };

@@ -30,7 +30,7 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// How a report is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum How {
+pub(in crate::source::kube) enum How {
     /// As a new Event.
     Create,
     /// As one more of a series, of which it is this one.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// So many at once, and one more each `every`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bucket {
+pub(in crate::source::kube) struct Bucket {
     size: u32,
     every: Duration,
     /// When it is full again.
@@ -16,24 +16,24 @@ pub(super) struct Bucket {
 
 impl Bucket {
     /// A full one.
-    pub(super) const fn new(size: u32, every: Duration, now: Instant) -> Self {
+    pub(in crate::source::kube) const fn new(size: u32, every: Duration, now: Instant) -> Self {
         Self { size, every, full: now }
     }
 
     /// When there is a token, now or later.
-    pub(super) fn next(&self, now: Instant) -> Instant {
+    pub(in crate::source::kube) fn next(&self, now: Instant) -> Instant {
         // With the last token in it, so much is missing.
         let spare = self.every * (self.size - 1);
         now.max(self.full.checked_sub(spare).unwrap_or(now))
     }
 
     /// Takes a token.
-    pub(super) fn take(&mut self, now: Instant) {
+    pub(in crate::source::kube) fn take(&mut self, now: Instant) {
         self.full = self.full.max(now) + self.every;
     }
 
     /// Whether nothing is missing.
-    pub(super) fn is_full(&self, now: Instant) -> bool {
+    pub(in crate::source::kube) fn is_full(&self, now: Instant) -> bool {
         self.full <= now
     }
 }

@@ -1,17 +1,18 @@
 //! Problems as Events on the objects that have them, for those who look at objects and not at logs.
 //!
 //! `report` says what there is to tell, `board` what is told when, `bucket` how often, `send` puts it
-//! into the words of the API. The agent hands over all problems there are and goes on; whatever the API
-//! does, nothing waits for it.
+//! into the words of the API; `queue` tells of what was done, once. The agent hands over all problems there
+//! are and goes on; whatever the API does, nothing waits for it.
 //!
 //! Every agent of a cluster sees the same problem of an object. An Event's name follows from the
 //! object, the reason and the words, so that only the first one to come creates it: the others are
 //! told that it exists. A problem that only this node has is told under a name of its own.
 
-mod board;
-mod bucket;
-mod report;
-mod send;
+pub(super) mod board;
+pub(super) mod bucket;
+pub(super) mod queue;
+pub(super) mod report;
+pub(super) mod send;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,7 +63,7 @@ fn read((name, count): (&'static str, &AtomicU64)) -> (&'static str, u64) {
     (name, count.load(Ordering::Relaxed))
 }
 
-fn add(count: &AtomicU64, more: usize) {
+pub(super) fn add(count: &AtomicU64, more: usize) {
     count.fetch_add(more as u64, Ordering::Relaxed);
 }
 

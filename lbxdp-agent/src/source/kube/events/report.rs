@@ -29,18 +29,23 @@ impl Report {
     /// The name of its Event. The same on every node, unless other nodes may not have the problem.
     pub(super) fn name(&self, node: &str) -> String {
         let Self { object, uid, reason, note } = self;
-        let mut hash = Sha256::new();
         let node = if reason.is_of_node() { node } else { "" };
-        for part in [uid, reason.as_str(), note, node] {
-            hash.update(part);
-            // Nowhere in them.
-            hash.update([0]);
-        }
-        let digest = u64::from_be_bytes(hash.finalize()[..8].try_into().unwrap_or_default());
-        let end = object.name.floor_char_boundary(NAME_BYTES);
-        let stem = object.name[..end].trim_end_matches(['.', '-']);
-        format!("{stem}.{digest:016x}")
+        event_name(object, &[uid, reason.as_str(), note, node])
     }
+}
+
+/// The name of an Event about an object, which is another one if any of the parts is.
+pub(in crate::source::kube) fn event_name(object: &ObjectId, parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+        // Nowhere in them.
+        hash.update([0]);
+    }
+    let digest = u64::from_be_bytes(hash.finalize()[..8].try_into().unwrap_or_default());
+    let end = object.name.floor_char_boundary(NAME_BYTES);
+    let stem = object.name[..end].trim_end_matches(['.', '-']);
+    format!("{stem}.{digest:016x}")
 }
 
 /// What to tell of these problems. `uid` knows objects that are there: nothing else can have Events.
@@ -61,12 +66,16 @@ pub fn reports<'a>(
 }
 
 fn joined(notes: &[String]) -> String {
-    let mut all = notes.join("; ");
-    if all.len() > NOTE_BYTES {
-        all.truncate(all.floor_char_boundary(NOTE_BYTES - '…'.len_utf8()));
-        all.push('…');
+    shortened(notes.join("; "))
+}
+
+/// A note as the API takes it.
+pub(in crate::source::kube) fn shortened(mut note: String) -> String {
+    if note.len() > NOTE_BYTES {
+        note.truncate(note.floor_char_boundary(NOTE_BYTES - '…'.len_utf8()));
+        note.push('…');
     }
-    all
+    note
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::board::{How, Telling};
 use super::report::Report;
 use crate::source::kube::backoff::Failure;
 use crate::source::kube::watch::failure;
-use crate::source::{DEFAULT_NAMESPACE, Kind};
+use crate::source::{DEFAULT_NAMESPACE, ObjectId};
 
 /// Who tells.
 const CONTROLLER: &str = "lbxdp";
@@ -20,7 +20,7 @@ const ACTION: &str = "Programming";
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(in crate::source::kube) enum Outcome {
     Created,
     /// There is an Event of this name.
     Exists,
@@ -36,7 +36,7 @@ pub(super) enum Outcome {
 /// Does it.
 pub(super) async fn send(client: &Client, node: &str, telling: &Telling) -> Outcome {
     let Telling { name, report, how } = telling;
-    let api = Api::<Event>::namespaced(client.clone(), namespace(report));
+    let api = Api::<Event>::namespaced(client.clone(), namespace(&report.object));
     let now = MicroTime(Timestamp::now());
     let sent = match how {
         How::Create => {
@@ -65,7 +65,8 @@ pub(super) async fn send(client: &Client, node: &str, telling: &Telling) -> Outc
     })
 }
 
-fn of_error(error: &Error, how: How) -> Outcome {
+/// What an error means.
+pub(in crate::source::kube) fn of_error(error: &Error, how: How) -> Outcome {
     let Error::Api(status) = error else { return Outcome::Unanswered(failure(error)) };
     match (status.code, how) {
         (409, How::Create) => Outcome::Exists,
@@ -77,8 +78,8 @@ fn of_error(error: &Error, how: How) -> Outcome {
 }
 
 /// Of objects without a namespace it is where others put them, too.
-fn namespace(report: &Report) -> &str {
-    match &*report.object.namespace {
+pub(in crate::source::kube) fn namespace(object: &ObjectId) -> &str {
+    match &*object.namespace {
         "" => DEFAULT_NAMESPACE,
         namespace => namespace,
     }
@@ -86,33 +87,55 @@ fn namespace(report: &Report) -> &str {
 
 fn event(name: &str, report: &Report, node: &str, now: MicroTime) -> Event {
     let Report { object, uid, reason, note } = report;
-    let api_version = match object.kind {
-        Kind::Service | Kind::Node => "v1",
-        Kind::EndpointSlice => "discovery.k8s.io/v1",
-    };
-    Event {
-        metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            namespace: Some(namespace(report).to_owned()),
-            ..ObjectMeta::default()
-        },
-        action: Some(ACTION.to_owned()),
-        event_time: Some(now),
-        note: Some(note.clone()),
-        reason: Some(reason.as_str().to_owned()),
-        regarding: Some(ObjectReference {
-            api_version: Some(api_version.to_owned()),
-            kind: Some(object.kind.to_string()),
-            name: Some(object.name.to_string()),
-            namespace: Some(object.namespace.to_string()).filter(|namespace| !namespace.is_empty()),
-            uid: Some(uid.clone()),
-            ..ObjectReference::default()
-        }),
-        reporting_controller: Some(CONTROLLER.to_owned()),
-        // The API takes no more.
-        reporting_instance: Some(node.chars().take(128).collect()),
-        type_: Some("Warning".to_owned()),
-        ..Event::default()
+    let about =
+        About { object, uid, reason: reason.as_str(), note, is_warning: true, action: ACTION };
+    about.event(name, node, now)
+}
+
+/// What an Event says, and of what.
+pub(in crate::source::kube) struct About<'a> {
+    /// The object.
+    pub(in crate::source::kube) object: &'a ObjectId,
+    /// Its `metadata.uid`.
+    pub(in crate::source::kube) uid: &'a str,
+    /// What it is about, for machines.
+    pub(in crate::source::kube) reason: &'a str,
+    /// The same for people.
+    pub(in crate::source::kube) note: &'a str,
+    /// Whether something is not as it should be.
+    pub(in crate::source::kube) is_warning: bool,
+    /// What was done or not.
+    pub(in crate::source::kube) action: &'a str,
+}
+
+impl About<'_> {
+    /// The Event, under a name of its own.
+    pub(in crate::source::kube) fn event(&self, name: &str, node: &str, now: MicroTime) -> Event {
+        let Self { object, uid, reason, note, is_warning, action } = *self;
+        Event {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                namespace: Some(namespace(object).to_owned()),
+                ..ObjectMeta::default()
+            },
+            action: Some(action.to_owned()),
+            event_time: Some(now),
+            note: Some(note.to_owned()),
+            reason: Some(reason.to_owned()),
+            regarding: Some(ObjectReference {
+                api_version: Some(object.kind.api_version().to_owned()),
+                kind: Some(object.kind.to_string()),
+                name: Some(object.name.to_string()),
+                namespace: Some(object.namespace.to_string()).filter(|ns| !ns.is_empty()),
+                uid: Some(uid.to_owned()),
+                ..ObjectReference::default()
+            }),
+            reporting_controller: Some(CONTROLLER.to_owned()),
+            // The API takes no more.
+            reporting_instance: Some(node.chars().take(128).collect()),
+            type_: Some(if is_warning { "Warning" } else { "Normal" }.to_owned()),
+            ..Event::default()
+        }
     }
 }
 

@@ -1,0 +1,108 @@
+//! What tells a network where an address is now: gratuitous ARP in both forms, because some listen to one
+//! and some to the other (RFC 5944, 4.6), and an unsolicited neighbour advertisement (RFC 4861, 7.2.6).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilder};
+
+/// A link-layer address.
+type Mac = [u8; 6];
+
+const EVERYBODY: Mac = [0xff; 6];
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+const ALL_NODES_MAC: Mac = [0x33, 0x33, 0, 0, 0, 1];
+/// Of a message that no router has forwarded.
+const HOP_LIMIT: u8 = 255;
+const ADVERTISEMENT: u8 = 136;
+/// What the receiver knew before is over.
+const OVERRIDE: u8 = 0x20;
+/// The option with the target's link-layer address, of eight bytes.
+const TARGET_MAC: [u8; 2] = [2, 1];
+
+/// An address and the device that has it now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Announced {
+    /// The address.
+    pub address: IpAddr,
+    /// The device's link-layer address.
+    pub mac: Mac,
+}
+
+/// The frames that announce it, to be sent by its device.
+pub fn announcements(announced: &Announced) -> Vec<Vec<u8>> {
+    match announced.address {
+        IpAddr::V4(address) => [ArpOperation::REQUEST, ArpOperation::REPLY]
+            .into_iter()
+            .filter_map(|operation| gratuitous(operation, address, announced.mac))
+            .collect(),
+        IpAddr::V6(address) => advertisement(address, announced.mac).into_iter().collect(),
+    }
+}
+
+/// ARP from an address about itself. A buffer in memory takes everything, and the sizes are right.
+fn gratuitous(operation: ArpOperation, address: Ipv4Addr, mac: Mac) -> Option<Vec<u8>> {
+    let target = if operation == ArpOperation::REQUEST { [0; 6] } else { mac };
+    let (hardware, protocol) = (ArpHardwareId::ETHERNET, EtherType::IPV4);
+    let address = address.octets();
+    let packet =
+        ArpPacket::new(hardware, protocol, operation, &mac, &address, &target, &address).ok()?;
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(mac, EVERYBODY).arp(packet).write(&mut frame).ok()?;
+    Some(frame)
+}
+
+fn advertisement(address: Ipv6Addr, mac: Mac) -> Option<Vec<u8>> {
+    let mut payload = address.octets().to_vec();
+    payload.extend(TARGET_MAC);
+    payload.extend(mac);
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(mac, ALL_NODES_MAC)
+        .ipv6(address.octets(), ALL_NODES.octets(), HOP_LIMIT)
+        .icmpv6_raw(ADVERTISEMENT, 0, [OVERRIDE, 0, 0, 0])
+        .write(&mut frame, &payload)
+        .ok()?;
+    Some(frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: Mac = [2, 0, 0, 0, 0, 1];
+
+    #[test]
+    fn an_ipv4_address_is_announced_by_a_question_and_by_an_answer() {
+        let address = Ipv4Addr::new(192, 0, 2, 1).into();
+        let frames = announcements(&Announced { address, mac: MAC });
+        let head = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 8, 6];
+        let sender = [2, 0, 0, 0, 0, 1, 192, 0, 2, 1];
+        let of = |operation: u8, target: Mac| {
+            let kind = [0, 1, 8, 0, 6, 4, 0, operation];
+            [&head[..], &kind, &sender, &target, &[192, 0, 2, 1]].concat()
+        };
+        assert_eq!(frames, [of(1, [0; 6]), of(2, MAC)]);
+    }
+
+    /// The sum over pseudo-header and message is that of a right checksum (RFC 4443, 2.3).
+    #[test]
+    fn an_ipv6_address_is_advertised_to_all_nodes() {
+        let address: Ipv6Addr = "2001:db8::1".parse().unwrap();
+        let frames = announcements(&Announced { address: address.into(), mac: MAC });
+        let [frame] = frames.as_slice() else { panic!("{frames:?}") };
+        assert_eq!(frame[..14], [0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 1, 0x86, 0xdd]);
+        assert_eq!(frame[14..22], [0x60, 0, 0, 0, 0, 32, 58, 255]);
+        assert_eq!(frame[22..38], address.octets());
+        assert_eq!(frame[38..54], ALL_NODES.octets());
+        assert_eq!(frame[54..56], [136, 0]);
+        assert_eq!(frame[58..62], [0x20, 0, 0, 0]);
+        assert_eq!(frame[62..78], address.octets());
+        assert_eq!(frame[78..], [2, 1, 2, 0, 0, 0, 0, 1]);
+        let words =
+            frame[22..].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+        let mut sum = words.sum::<u32>() + 32 + 58;
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        assert_eq!(sum, 0xffff);
+    }
+}

@@ -1,0 +1,172 @@
+//! Addresses of pools, announced on the network that the nodes and the client share.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use lbxdp_agent::members::{Report, Word};
+use lbxdp_tests::chart::NAMESPACE;
+use lbxdp_tests::cluster::UPLINK;
+use lbxdp_tests::lab::{Lab, Node};
+use lbxdp_tests::long;
+use lbxdp_tests::process::wait_until;
+use lbxdp_tests::traffic::http;
+use lbxdp_tests::traffic::socket::Source;
+use serde_json::{Value, json};
+
+use super::world::{Applied, Finally, SERVED_WITHIN, alone, target, web};
+
+/// From the moment when a node is lost to the first answer by another one.
+const ELSEWHERE_WITHIN: Duration = Duration::from_secs(2);
+/// From then on every request has an answer.
+const CALM_AFTER: Duration = Duration::from_secs(3);
+/// For so long a lost node stays lost.
+const LOST_FOR: Duration = Duration::from_secs(8);
+/// Between two requests: 100 each second.
+const PACE: Duration = Duration::from_millis(10);
+/// Of one request while nobody answers, so that the first answer is not waited for in a request that is
+/// lost already.
+const SHORT: Duration = Duration::from_millis(200);
+/// Of one request.
+const PATIENCE: Duration = Duration::from_secs(2);
+const NAME: &str = "announced";
+
+/// F1, of both families: a client on the nodes' own network, to which no route leads.
+#[test]
+#[ignore = "needs root and Go"]
+fn the_addresses_of_a_lost_node_are_elsewhere_within_2_s() {
+    let Some(lab) = alone() else { return };
+    let lab: &Lab = &lab;
+    let pools = pools();
+    let _gone = Finally::new(|| pools.iter().for_each(|object| delete(lab, object)));
+    lab.api().apply(&pools);
+    let _applied = Applied::new(lab, vec![web(NAME, 3), service("Local")]);
+    let addresses = addresses(lab);
+    for address in &addresses {
+        wait_until(&format!("{address} answers"), SERVED_WITHIN, || ask(lab, *address).is_ok());
+    }
+    // With Cluster a third of the endpoints is on the node that is lost.
+    for policy in ["Local", "Cluster"] {
+        lab.api().apply(&[service(policy)]);
+        for round in 0..if long() { 10 } else { 2 } {
+            lose(lab, addresses[round % addresses.len()]);
+        }
+    }
+}
+
+/// Takes the owner of an address from the network, and gives it back.
+#[track_caller]
+fn lose(lab: &Lab, address: SocketAddr) {
+    let owner = owner(lab, address);
+    let back = Finally::new(|| {
+        owner.set_link(true);
+        lab.wait_nodes();
+    });
+    let lost = Instant::now();
+    owner.set_link(false);
+    let (mut first, mut last_failure, mut requests) = (None, Duration::ZERO, 0);
+    let mut names = BTreeMap::<String, u32>::new();
+    while lost.elapsed() < LOST_FOR {
+        let begin = Instant::now();
+        match ask_within(lab, address, if first.is_none() { SHORT } else { PATIENCE }) {
+            Ok(name) => {
+                first.get_or_insert_with(|| lost.elapsed());
+                *names.entry(name).or_default() += 1;
+            }
+            Err(_) => last_failure = lost.elapsed(),
+        }
+        requests += 1;
+        sleep(PACE.saturating_sub(begin.elapsed()));
+    }
+    let first = first.expect("an answer while the owner is lost");
+    println!(
+        "{address}, without {}: first answer after {first:?}, last failure after {last_failure:?}, \
+         {requests} requests, {names:?}",
+        owner.name()
+    );
+    assert!(first < ELSEWHERE_WITHIN, "{first:?}");
+    assert!(last_failure < CALM_AFTER, "{last_failure:?}");
+    drop(back);
+    wait_until(&format!("{} has {address} again", owner.name()), SERVED_WITHIN, || {
+        ask(lab, address).is_ok() && self::owner(lab, address).name() == owner.name()
+    });
+    // Until it answers the others, its lease alone speaks for it, and that lasts for ten seconds.
+    let meets = |node: &&Node| {
+        let report = Report::read(&node.host.dir().join("lib/lbxdp")).unwrap_or_default();
+        report.nodes.get(owner.name()).is_some_and(|it| it.word == Some(Word::Alive))
+    };
+    wait_until(&format!("{} is a member again", owner.name()), SERVED_WITHIN, || {
+        lab.nodes.iter().filter(|node| node.name() != owner.name()).all(|node| meets(&node))
+    });
+}
+
+/// One request of the client; who answered.
+fn ask(lab: &Lab, address: SocketAddr) -> std::io::Result<String> {
+    ask_within(lab, address, PATIENCE)
+}
+
+fn ask_within(lab: &Lab, address: SocketAddr, patience: Duration) -> std::io::Result<String> {
+    let ask = || http::who(address, Source::ANY, patience);
+    lab.client.netns.run(ask).map(|answer| answer.name)
+}
+
+/// The node whose link-layer address the client has for an address.
+#[track_caller]
+fn owner(lab: &Lab, address: SocketAddr) -> &Node {
+    let said = lab.client.netns.ip(&format!("-j neigh show to {} dev {UPLINK}", address.ip()));
+    let said: Value = serde_json::from_str(&said).expect("JSON");
+    let mac = said[0]["lladdr"].as_str().unwrap_or_else(|| panic!("no neighbour: {said}"));
+    let has_mac = |node: &&Node| node.host.netns.ip(&format!("link show {UPLINK}")).contains(mac);
+    lab.nodes.iter().find(has_mac).unwrap_or_else(|| panic!("{mac} is no node's"))
+}
+
+/// The addresses that the Service was given, of both families.
+#[track_caller]
+fn addresses(lab: &Lab) -> Vec<SocketAddr> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    wait_until("the Service has two addresses", SERVED_WITHIN, || {
+        let service = lab.get(&format!("/api/v1/namespaces/default/services/{NAME}"));
+        let service = service.expect("the Service");
+        let ingress = service["status"]["loadBalancer"]["ingress"].as_array().into_iter().flatten();
+        addresses = ingress.filter_map(|each| each["ip"].as_str()?.parse().ok()).collect();
+        addresses.len() == 2
+    });
+    addresses.into_iter().map(|address| target(address.to_string(), 80)).collect()
+}
+
+/// A pool of the network that the nodes and the client share, announced.
+fn pools() -> [Value; 2] {
+    let metadata = json!({ "name": NAME, "namespace": NAMESPACE });
+    let ranges = ["198.51.100.200-198.51.100.209", "2001:db8:1::200-2001:db8:1::209"];
+    [
+        json!({
+            "apiVersion": "metallb.io/v1beta1", "kind": "IPAddressPool", "metadata": metadata,
+            "spec": { "addresses": ranges },
+        }),
+        json!({
+            "apiVersion": "metallb.io/v1beta1", "kind": "L2Advertisement", "metadata": metadata,
+            "spec": { "ipAddressPools": [NAME] },
+        }),
+    ]
+}
+
+fn delete(lab: &Lab, object: &Value) {
+    let kind = object["kind"].as_str().expect("a kind");
+    let _ = lab.kubectl_command().args(["delete", kind, NAME, "-n", NAMESPACE]).output();
+}
+
+/// With Local only nodes with a ready pod announce it, and the pod sees the client.
+fn service(policy: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": NAME },
+        "spec": {
+            "type": "LoadBalancer",
+            "loadBalancerClass": "lbxdp.io/lbxdp",
+            "externalTrafficPolicy": policy,
+            "selector": { "app": NAME },
+            "ipFamilyPolicy": "RequireDualStack",
+            "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }],
+        },
+    })
+}
