@@ -3,6 +3,7 @@
 //! * [`netns`] and [`link`]: namespaces, and the devices between them.
 //! * [`cluster`]: a client, a switch, nodes and pods, wired in one of a few ways.
 //! * [`agent`]: the agent under test, one per node, with a pin path of its own.
+//! * [`loss`]: where the kernel lost packets, for the message of a test that misses some.
 //! * [`manifests`]: Services, EndpointSlices and Nodes as YAML.
 //! * [`kube`]: a Kubernetes API, and what may happen on the way to it.
 //! * [`lab`]: a whole cluster: control plane, nodes with kubelets, pods as containers.
@@ -24,6 +25,7 @@ pub mod image;
 pub mod kube;
 pub mod lab;
 pub mod link;
+pub mod loss;
 pub mod manifests;
 pub mod netns;
 pub mod nginx;

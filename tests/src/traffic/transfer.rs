@@ -2,12 +2,16 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::http::Client;
 use super::socket::Source;
+use crate::netns::Netns;
 
 /// What to move.
 #[derive(Clone, Copy, Debug)]
@@ -66,5 +70,39 @@ impl Transfer {
         }
         report.seconds = start.elapsed().as_secs_f64();
         report
+    }
+}
+
+/// Transfers one after the other, each on a connection of its own: one is always under way.
+#[derive(Debug)]
+pub struct Transfers {
+    transfer: Transfer,
+    is_over: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<Report>>,
+}
+
+impl Transfers {
+    /// Begins, in a namespace.
+    pub fn start(netns: &Netns, transfer: Transfer) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&is_over);
+        let thread = netns.spawn(move || {
+            let mut reports = Vec::new();
+            while !until.load(Ordering::Relaxed) {
+                reports.push(transfer.run());
+            }
+            reports
+        });
+        Self { transfer, is_over, thread }
+    }
+
+    /// Waits for the end of the last one. Panics if one of them lost a byte.
+    #[track_caller]
+    pub fn all_went_well(self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        for report in self.thread.join().expect("the thread does not panic") {
+            assert_eq!(report.errors, Vec::<String>::new());
+            assert_eq!(report.bytes, 2 * self.transfer.bytes);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::socket::{Source, udp};
 use super::{Answer, answer_line};
@@ -41,7 +41,10 @@ pub fn ask(
 pub fn ask_on(socket: &UdpSocket, payload: &str) -> io::Result<Answer> {
     socket.send(payload.as_bytes())?;
     let mut buffer = vec![0; 1 << 16];
-    let count = socket.recv(&mut buffer)?;
+    let count = match socket.recv(&mut buffer) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(lost(socket)),
+        received => received?,
+    };
     let answer = Answer::parse(&String::from_utf8_lossy(&buffer[..count]))?;
     if answer.rest == payload {
         return Ok(answer);
@@ -50,4 +53,20 @@ pub fn ask_on(socket: &UdpSocket, payload: &str) -> io::Result<Answer> {
         io::ErrorKind::InvalidData,
         format!("sent {payload:?}, got {:?}", answer.rest),
     ))
+}
+
+/// How long a late answer is waited for: only to say that it was late and not lost.
+const LATE: Duration = Duration::from_secs(5);
+
+/// What became of the answer that was not there in time.
+fn lost(socket: &UdpSocket) -> io::Error {
+    let timeout = socket.read_timeout().ok().flatten().unwrap_or_default();
+    let port = socket.local_addr().map_or(0, |address| address.port());
+    let start = Instant::now();
+    let is_late = socket.set_read_timeout(Some(LATE)).and_then(|()| socket.recv(&mut [0; 1])).is_ok();
+    let said = if is_late { "it came" } else { "nor" };
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("from port {port}: no answer within {timeout:?}, {said} {:?} later", start.elapsed()),
+    )
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::thread::{JoinHandle, sleep};
+use std::thread::sleep;
 use std::time::Duration;
 
 use lbxdp_agent::apply::{Actual, Maps as _};
@@ -12,58 +12,47 @@ use lbxdp_tests::AgentOptions;
 use lbxdp_tests::process::{command, run};
 use lbxdp_tests::traffic::churn::Churn;
 use lbxdp_tests::traffic::spread::{Probe, Spread};
-use lbxdp_tests::traffic::transfer::{Report, Transfer};
+use lbxdp_tests::traffic::transfer::{Transfer, Transfers};
 use serde_json::Value;
 
 use crate::world::{World, pods, target};
 
-const RATE: u64 = 1_000_000;
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Traffic of both families over several connections, so that local and remote backends are in
-/// it: running transfers, and new connections all the time.
+/// it: transfers of eight seconds, and new connections all the time.
 struct Traffic {
-    transfers: Vec<JoinHandle<Report>>,
+    transfers: Vec<Transfers>,
     churns: Vec<Churn>,
-    bytes: u64,
 }
 
 impl Traffic {
-    /// Transfers that last about so many seconds.
-    fn start(world: &World, seconds: u64) -> Self {
+    fn start(world: &World) -> Self {
         let client = &world.cluster.client;
-        let bytes = seconds * RATE / 2;
-        let families = [false, true];
-        let transfers = families.into_iter().flat_map(|v6| [v6; 3]).map(|v6| {
-            let transfer = Transfer::new(target(v6, Probe::Http), bytes).rate(RATE);
-            client.spawn(move || transfer.run())
-        });
+        let families = [false, true].into_iter().flat_map(|v6| [v6; 3]);
+        let transfers =
+            families.map(|v6| Transfer::new(target(v6, Probe::Http), 4_000_000).rate(1_000_000));
+        let transfers = transfers.map(|transfer| Transfers::start(client, transfer)).collect();
         let flows = [(false, Probe::Echo), (true, Probe::Http), (false, Probe::Udp)];
         let churns = flows.into_iter().map(|(v6, probe)| {
             Churn::start(client, Spread::new(target(v6, probe), probe, 1), PAUSE)
         });
-        let (transfers, churns) = (transfers.collect(), churns.collect());
+        let churns = churns.collect();
         // Until every transfer is under way.
         sleep(Duration::from_millis(300));
-        Self { transfers, churns, bytes }
+        Self { transfers, churns }
     }
 
-    fn all_went_well(self) {
-        assert!(
-            self.transfers.iter().any(|transfer| !transfer.is_finished()),
-            "the transfers ended before the agents did what they were to do"
-        );
-        for transfer in self.transfers {
-            let report = transfer.join().expect("the thread does not panic");
-            assert!(report.errors.is_empty(), "{:?}", report.errors);
-            assert_eq!(report.bytes, 2 * self.bytes);
-        }
+    #[track_caller]
+    fn all_went_well(self, world: &World) {
+        self.transfers.into_iter().for_each(Transfers::all_went_well);
         for churn in self.churns {
             let outcome = churn.stop();
-            assert_eq!(outcome.failed, 0, "{:?}", outcome.errors);
+            assert_eq!(outcome.failed, 0, "{:?} {:#?}", outcome.errors, world.cluster.losses());
             assert!(outcome.answered() > 50, "{}", outcome.answered());
             assert_eq!(outcome.backends.len(), 2, "{:?}", outcome.backends);
         }
+        assert_eq!(world.counts().all_drops(), 0);
     }
 }
 
@@ -73,28 +62,24 @@ fn agents_killed_and_stopped_during_transfers_lose_no_byte_and_refuse_nobody() {
     // need more ports than the usual range has.
     let options = AgentOptions { snat_ports: Some((10_000, 29_999)), ..AgentOptions::default() };
     let mut world = World::start(&pods(1, 1), options);
-    let (rounds, seconds) = if lbxdp_tests::long() { (25, 120) } else { (2, 20) };
-    let traffic = Traffic::start(&world, seconds);
-    for _ in 0..rounds {
+    let traffic = Traffic::start(&world);
+    for _ in 0..if lbxdp_tests::long() { 25 } else { 2 } {
         world.agent.kill9();
         world.agent.start_again();
         assert!(world.agent.stop().success());
         world.agent.start_again();
     }
-    println!("{:?}", world.counts());
-    traffic.all_went_well();
-    assert_eq!(world.counts().all_drops(), 0);
+    traffic.all_went_well(&world);
 }
 
 #[test]
 fn three_seconds_without_an_agent_cost_nothing() {
     let mut world = World::with_pods(1, 1);
-    let traffic = Traffic::start(&world, 8);
+    let traffic = Traffic::start(&world);
     world.agent.kill9();
     sleep(Duration::from_secs(3));
     world.agent.start_again();
-    traffic.all_went_well();
-    assert_eq!(world.counts().all_drops(), 0);
+    traffic.all_went_well(&world);
 }
 
 fn json_of(arguments: &[&str], path: &Path) -> Value {

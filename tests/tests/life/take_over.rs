@@ -379,7 +379,7 @@ fn a_node_is_taken_over_and_handed_back_without_a_connection_lost_or_refused() {
     old_udp.ask();
     for churn in churns {
         let outcome = churn.stop();
-        assert_eq!(outcome.failed, 0, "{:?}", outcome.errors);
+        assert_eq!(outcome.failed, 0, "{:?} {:#?}", outcome.errors, scene.cluster.losses());
         assert!(outcome.answered() > 100, "{}", outcome.answered());
     }
     let rules = scene.node().exec("nft list table ip kube-proxy");

@@ -18,7 +18,7 @@ use lbxdp_tests::traffic::churn::Churn;
 use lbxdp_tests::traffic::hold::Held;
 use lbxdp_tests::traffic::puppet::{Kind, Puppet};
 use lbxdp_tests::traffic::spread::{Probe, Spread};
-use lbxdp_tests::traffic::transfer::{Report, Transfer};
+use lbxdp_tests::traffic::transfer::{Transfer, Transfers};
 use lbxdp_tests::{AgentOptions, Cgroup, ServedCgroup};
 
 use crate::affinity::sticky;
@@ -122,42 +122,13 @@ impl Pings {
     }
 }
 
-/// Transfers one after the other: there is always one under way.
-struct Transfers {
-    is_over: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<Report>>,
-}
-
-impl Transfers {
-    /// Each takes three seconds.
-    const BYTES: u64 = 1_500_000;
-    const RATE: u64 = 1_000_000;
-
-    /// Several for each family, so that local and remote backends are in it.
-    fn start(world: &World) -> Vec<Self> {
-        let start = |v6| {
-            let is_over = Arc::new(AtomicBool::new(false));
-            let until = Arc::clone(&is_over);
-            let transfer = Transfer::new(target(v6, Probe::Http), Self::BYTES).rate(Self::RATE);
-            let thread = world.cluster.client.spawn(move || {
-                let mut reports = Vec::new();
-                while !until.load(Ordering::Relaxed) {
-                    reports.push(transfer.run());
-                }
-                reports
-            });
-            Self { is_over, thread }
-        };
-        [false, true].into_iter().flat_map(|v6| [v6; 3]).map(start).collect()
-    }
-
-    fn all_went_well(self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        for report in self.thread.join().expect("the thread does not panic") {
-            assert_eq!(report.errors, Vec::<String>::new());
-            assert_eq!(report.bytes, 2 * Self::BYTES);
-        }
-    }
+/// Transfers of three seconds, one after the other.
+fn transfers(world: &World) -> Vec<Transfers> {
+    // Several for each family, so that local and remote backends are in it.
+    let families = [false, true].into_iter().flat_map(|v6| [v6; 3]);
+    let transfers =
+        families.map(|v6| Transfer::new(target(v6, Probe::Http), 1_500_000).rate(1_000_000));
+    transfers.map(|transfer| Transfers::start(&world.cluster.client, transfer)).collect()
 }
 
 /// A process whose sockets are served, and the sockets that it opened before everything.
@@ -246,7 +217,7 @@ fn up_and_back(options: AgentOptions, cgroup: &Cgroup, rounds: usize) {
     .map(|(netns, to, probe)| Churn::start(netns, Spread::new(to, probe, 1), PAUSE));
     let pings = Pings::start(&world, &[vip(false, 10, 7), vip(true, 10, 7)]);
     let mut sockets = Sockets::start(&world, cgroup);
-    let transfers = Transfers::start(&world);
+    let transfers = transfers(&world);
     let mut before = world.agent.status();
     for _ in 0..rounds {
         for program in [NEXT, THIS] {
@@ -260,7 +231,7 @@ fn up_and_back(options: AgentOptions, cgroup: &Cgroup, rounds: usize) {
     }
     for churn in churns {
         let outcome = churn.stop();
-        assert_eq!(outcome.failed, 0, "{:?}", outcome.errors);
+        assert_eq!(outcome.failed, 0, "{:?} {:#?}", outcome.errors, world.cluster.losses());
         assert_eq!(outcome.backends.len(), 2, "{:?}", outcome.backends);
     }
     pings.into_iter().for_each(Pings::all_went_well);
