@@ -131,6 +131,10 @@ impl Half {
     }
 }
 
+/// A port is reserved for so long at least: a flow of datagrams may go on, and is told of only now and
+/// then.
+const RESERVED_SECONDS: u32 = 2_000;
+
 /// A source port that the stack must give to nobody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reservation {
@@ -138,7 +142,7 @@ pub struct Reservation {
     pub protocol: u8,
     /// As packets leave this node.
     pub sent: Direction,
-    /// How long the flow may be silent.
+    /// For how long: the flow may be silent as long, and the stack is told again before that is over.
     pub seconds: u32,
 }
 
@@ -160,7 +164,8 @@ pub fn reservation(entry: &FlowEntry, now: u64) -> Option<Reservation> {
                 to: end(flow.dst, flow.dst_port),
             },
             seconds: u32::try_from(FlowState::timeout_ns(flow.state) / 1_000_000_000)
-                .unwrap_or(u32::MAX),
+                .unwrap_or(u32::MAX)
+                .max(RESERVED_SECONDS),
         })
     }
     match entry {

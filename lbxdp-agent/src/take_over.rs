@@ -11,7 +11,7 @@
 //! Handing over, the stack gets everything that begins. It must not give new connections the source
 //! ports of flows that pass it by, so it is told of those.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use lbxdp_common::Mode;
@@ -29,8 +29,14 @@ const SETTLED_AFTER: Duration = Duration::from_millis(100);
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// But for no more than one part in so many of the time.
 const LOOK_SHARE: u32 = 20;
-/// Reservations are renewed this often; the longest last for 8,000 seconds.
+/// Reservations are renewed this often; they last for 2,000 seconds at least.
 const RESERVE_EVERY: Duration = Duration::from_secs(1_800);
+/// The stack is told of flows again, before it gets what begins, at most so many times.
+const PASSES: u32 = 8;
+/// Not if no more than these have begun since the time before.
+const FEW: usize = 1;
+/// A program that runs now has come to its end after this long.
+const PROGRAM_ENDS_WITHIN: Duration = Duration::from_millis(10);
 
 /// Ids of frontends by address.
 type Frontends = BTreeMap<FrontendAddr, u32>;
@@ -88,10 +94,22 @@ impl TakeOver {
         let stage = first(before, is_attached, is_new, hand_over, Instant::now());
         let mut this = Self { stage, conntrack: None, is_reported: false };
         if hand_over {
-            // First: once the mode is set, the stack chooses source ports.
-            this.reserve(maps);
+            // Once the mode is set, the stack chooses source ports, and no flow begins any more. What
+            // begins while the stack is told of the others, it is to hear of as soon as can be.
+            let mut known = BTreeSet::new();
+            for _ in 0..PASSES {
+                if this.reserve(maps, &mut known) <= FEW {
+                    break;
+                }
+            }
             maps.set_mode(Mode::HandingOver)?;
-            tracing::info!("handing over: what begins from now on is left to the stack");
+            // Programs that had read the mode before have come to their end.
+            std::thread::sleep(PROGRAM_ENDS_WITHIN);
+            this.reserve(maps, &mut known);
+            tracing::info!(
+                reserved = known.len(),
+                "handing over: what begins from now on is left to the stack"
+            );
         } else if before == Mode::HandingOver {
             tracing::info!("not handing over any more");
         }
@@ -159,7 +177,7 @@ impl TakeOver {
                 self.stage = Stage::HandingOver { look, reserve };
             }
             Stage::HandingOver { look, reserve } if reserve <= now => {
-                self.reserve(maps);
+                self.reserve(maps, &mut BTreeSet::new());
                 self.stage = Stage::HandingOver { look, reserve: now + RESERVE_EVERY };
             }
             _ => {}
@@ -218,27 +236,30 @@ impl TakeOver {
         true
     }
 
-    /// Tells the stack of flows that pass it by.
-    fn reserve(&mut self, maps: &PinnedMaps) {
+    /// Tells the stack of flows that pass it by, but for those that are known to it, and adds them. How
+    /// many there were.
+    fn reserve(&mut self, maps: &PinnedMaps, known: &mut BTreeSet<(u8, Direction)>) -> usize {
         let now = sys::coarse_ns();
         let reservations: Vec<_> = match maps.flows() {
-            Ok(flows) => flows.filter_map(|flow| foreign::reservation(&flow, now)).collect(),
+            Ok(flows) => flows
+                .filter_map(|flow| foreign::reservation(&flow, now))
+                .filter(|it| known.insert((it.protocol, it.sent)))
+                .collect(),
             Err(error) => {
                 tracing::warn!(%error, "reading flows");
-                return;
+                return 0;
             }
         };
         let count = reservations.len();
-        if count == 0 {
-            return;
+        if count > 0 {
+            self.ask("reserving source ports; connections may get those of others", |conntrack| {
+                for Reservation { protocol, sent, seconds } in reservations {
+                    conntrack.reserve(protocol, &sent, seconds)?;
+                }
+                Ok(())
+            });
         }
-        self.ask("reserving source ports; connections may get those of others", |conntrack| {
-            for Reservation { protocol, sent, seconds } in reservations {
-                conntrack.reserve(protocol, &sent, seconds)?;
-            }
-            tracing::info!(count, "source ports are reserved with the stack");
-            Ok(())
-        });
+        count
     }
 
     /// Asks conntrack. A kernel without it has no connections that could break.

@@ -63,10 +63,14 @@ fn lost(socket: &UdpSocket) -> io::Error {
     let timeout = socket.read_timeout().ok().flatten().unwrap_or_default();
     let port = socket.local_addr().map_or(0, |address| address.port());
     let start = Instant::now();
-    let is_late = socket.set_read_timeout(Some(LATE)).and_then(|()| socket.recv(&mut [0; 1])).is_ok();
+    let is_late =
+        socket.set_read_timeout(Some(LATE)).and_then(|()| socket.recv(&mut [0; 1])).is_ok();
     let said = if is_late { "it came" } else { "nor" };
     io::Error::new(
         io::ErrorKind::TimedOut,
-        format!("from port {port}: no answer within {timeout:?}, {said} {:?} later", start.elapsed()),
+        format!(
+            "from port {port}: no answer within {timeout:?}, {said} {:?} later",
+            start.elapsed()
+        ),
     )
 }

@@ -2,6 +2,7 @@
 //! all the time: none is lost, and none fails.
 
 use std::net::SocketAddr;
+use std::thread::sleep;
 use std::time::Duration;
 
 use lbxdp_agent::apply::pinned::PinnedMaps;
@@ -503,4 +504,29 @@ fn two_translators_with_the_same_few_source_ports_never_share_one() {
         (61_000..=61_007).map(has).collect::<Vec<_>>()
     });
     assert_eq!(used, [true; 8], "the stack knows of all of them");
+}
+
+/// Flows that begin until the moment of the hand-over have source ports, too.
+#[test]
+fn what_begins_while_a_node_is_handed_over_gets_the_source_port_of_nothing_else() {
+    let mut scene = Scene::new(&pods(0, 1));
+    let snat_ports = Some((61_000, 61_511));
+    scene.rules().with_ports("to :61000-61511 random").load();
+    scene.start(AgentOptions { snat_ports, ..scene.options(&[]) });
+    let target = By::Vip.of(&scene.cluster, false, Probe::Udp);
+    let pause = Duration::from_millis(20);
+    let churn = Churn::start(&scene.cluster.client, Spread::new(target, Probe::Udp, 1), pause);
+    // A port for each that was asked by, for a minute.
+    sleep(Duration::from_secs(2));
+    let options = AgentOptions { snat_ports, ..scene.options(&["--hand-over"]) };
+    scene.agent_mut().stop();
+    scene.agent_mut().set_options(options);
+    scene.agent_mut().start_again();
+    assert_eq!(scene.left()["mode"], "handing_over");
+    sleep(Duration::from_secs(3));
+    let outcome = churn.stop();
+    assert_eq!(outcome.failed, 0, "{:?} {:#?}", outcome.errors, scene.cluster.losses());
+    assert!(outcome.answered() > 100, "{}", outcome.answered());
+    assert!(scene.rules().begun() > 50, "{}", scene.rules().begun());
+    assert_eq!(scene.drops(), 0);
 }
