@@ -56,6 +56,18 @@ pub fn print_rows<T: Serialize>(
     }
 }
 
+/// Prints each as a part of its own, or all as JSON.
+pub fn print_each<T: Serialize>(
+    format: Format,
+    all: &[T],
+    part: impl Fn(&T) -> String,
+) -> anyhow::Result<()> {
+    match format {
+        Format::Json => print(&serde_json::to_string_pretty(all)?),
+        Format::Table => print(&all.iter().map(part).collect::<Vec<_>>().join("\n\n")),
+    }
+}
+
 /// Text without control characters: what a pinned map says comes from objects that others wrote,
 /// and must not reach a terminal as an escape sequence (CVE-2026-25996 was such a case).
 pub fn printable(text: &str) -> String {

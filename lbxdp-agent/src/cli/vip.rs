@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::apply::announced::{Announced, Gate};
 use crate::cli::ReadArgs;
-use crate::cli::output::{self, Format, print_rows, printable, table};
+use crate::cli::output::{print_each, print_rows, printable, table};
 use crate::cli::source::StateArgs;
 use crate::layer2::{self, Account, Agent, Reason, Report, Subject};
 use crate::lock::Lock;
@@ -90,13 +90,7 @@ impl AskArgs {
 pub fn show(args: &AskArgs) -> anyhow::Result<()> {
     let (report, agent) = args.report()?;
     let accounts = layer2::accounts(&report, &args.subject, agent)?;
-    match args.read.output {
-        Format::Json => output::print(&serde_json::to_string_pretty(&accounts)?),
-        Format::Table => {
-            let parts: Vec<String> = accounts.iter().map(shown).collect();
-            output::print(&parts.join("\n\n"))
-        }
-    }
+    print_each(args.read.output, &accounts, shown)
 }
 
 /// Says why it is so.
@@ -111,13 +105,7 @@ pub fn explain(args: &AskArgs) -> anyhow::Result<()> {
         reasons: layer2::explain(account, &report, agent),
     });
     let explained: Vec<_> = explained.collect();
-    match args.read.output {
-        Format::Json => output::print(&serde_json::to_string_pretty(&explained)?),
-        Format::Table => {
-            let parts: Vec<String> = explained.iter().map(|it| told(&it.reasons)).collect();
-            output::print(&parts.join("\n\n"))
-        }
-    }
+    print_each(args.read.output, &explained, |it| told(&it.reasons))
 }
 
 fn shown(account: &Account) -> String {

@@ -221,10 +221,9 @@ impl Worker {
             lacks_device: self.devices.is_empty(),
             is_leaving: self.is_leaving,
         };
-        let is_other = *inputs.says.borrow() != says;
+        let is_other = publish(&inputs.says, says);
         if is_other {
             tracing::info!(?says, "what the other nodes are told");
-            publish(&inputs.says, says);
         }
         is_other
     }
@@ -250,12 +249,13 @@ impl Worker {
             (Some(resources), Some(balancers)) if inputs.is_on && !members.isolated => {
                 let nodes = share::nodes(resources, &members, &here);
                 let decisions = share::decide(balancers, resources, &nodes);
-                for (addr, names) in share::mine(&decisions, &here.name) {
+                let owners = share::owners(&decisions);
+                for (addr, names) in share::mine(&owners, &here.name) {
                     let by = names.iter().filter_map(|name| devices.get(name));
                     ways.extend(by.map(|(ifindex, mac)| (addr, *ifindex, *mac)));
                 }
                 if here.is_healthy {
-                    of_others = share::of_others(&decisions, &here.name);
+                    of_others = share::of_others(&owners, &here.name);
                 }
             }
             _ => {}

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::frames::{ADVERTISEMENT, TARGET_MAC};
 use super::wire;
 
 /// An address, and the link-layer address that it is said to have.
@@ -27,9 +28,6 @@ fn arp(frame: &[u8]) -> Option<Claim> {
 
 /// A message of ICMPv6 that advertises a neighbour.
 fn advertisement(message: &[u8]) -> Option<Claim> {
-    const ADVERTISEMENT: u8 = 136;
-    // The first option of one that is unsolicited: the target's link-layer address.
-    const TARGET_MAC: [u8; 2] = [2, 1];
     let message = message.get(..32)?;
     let target: [u8; 16] = message[8..24].try_into().ok()?;
     let is_one = message[0] == ADVERTISEMENT && message[24..26] == TARGET_MAC;

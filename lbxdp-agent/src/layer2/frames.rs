@@ -13,11 +13,13 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: Mac = [0x33, 0x33, 0, 0, 0, 1];
 /// Of a message that no router has forwarded.
 const HOP_LIMIT: u8 = 255;
-const ADVERTISEMENT: u8 = 136;
+/// The type of a neighbour advertisement among messages of ICMPv6.
+pub const ADVERTISEMENT: u8 = 136;
 /// What the receiver knew before is over.
 const OVERRIDE: u8 = 0x20;
-/// The option with the target's link-layer address, of eight bytes.
-const TARGET_MAC: [u8; 2] = [2, 1];
+/// The option with the target's link-layer address, of eight bytes: the first of an advertisement that is
+/// unsolicited.
+pub const TARGET_MAC: [u8; 2] = [2, 1];
 
 /// An address and the device that has it now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

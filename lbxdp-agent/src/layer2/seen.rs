@@ -137,7 +137,7 @@ impl Seen {
         }
 
         let answered: BTreeSet<IpAddr> = self.answered.iter().map(|(addr, _)| *addr).collect();
-        let mine = share::mine(&decisions, this);
+        let mine = share::mine(&share::owners(&decisions), this);
         let is_missing = |addr: &IpAddr| mine.contains_key(addr) && !answered.contains(addr);
         for it in decisions.iter().filter(|it| it.addresses.iter().any(is_missing)) {
             let why = self.failures.iter().map(|(what, why)| format!("{what}: {why}"));

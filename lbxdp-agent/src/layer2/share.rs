@@ -133,10 +133,12 @@ pub fn decide<'a>(
     decisions.collect()
 }
 
-/// What was chosen for each address that somebody owns. Those who share an address have one owner: that of
-/// the first who has one.
-pub fn owners<'a, 'b>(decisions: &'b [Decision<'a>]) -> BTreeMap<IpAddr, &'b Choice<'a>> {
-    let mut owners: BTreeMap<IpAddr, &Choice<'_>> = BTreeMap::new();
+/// What was chosen for each address that somebody owns.
+pub type Owners<'a, 'b> = BTreeMap<IpAddr, &'b Choice<'a>>;
+
+/// Those who share an address have one owner: that of the first who has one.
+pub fn owners<'a, 'b>(decisions: &'b [Decision<'a>]) -> Owners<'a, 'b> {
+    let mut owners = Owners::new();
     for Decision { addresses, choice, .. } in decisions {
         if choice.owner().is_some() {
             for addr in addresses {
@@ -148,17 +150,20 @@ pub fn owners<'a, 'b>(decisions: &'b [Decision<'a>]) -> BTreeMap<IpAddr, &'b Cho
 }
 
 /// What this node announces: the addresses that it owns, each with the names of devices.
-pub fn mine(decisions: &[Decision<'_>], this: &str) -> BTreeMap<IpAddr, BTreeSet<String>> {
-    let mine = owners(decisions).into_iter().map(|(addr, choice)| {
-        (addr, choice.devices_of(this).map(str::to_owned).collect::<BTreeSet<_>>())
+pub fn mine(owners: &Owners<'_, '_>, this: &str) -> BTreeMap<IpAddr, BTreeSet<String>> {
+    let mine = owners.iter().map(|(addr, choice)| {
+        (*addr, choice.devices_of(this).map(str::to_owned).collect::<BTreeSet<_>>())
     });
     mine.filter(|(_, devices)| !devices.is_empty()).collect()
 }
 
 /// The addresses that other nodes own.
-pub fn of_others(decisions: &[Decision<'_>], this: &str) -> BTreeSet<IpAddr> {
-    let owners = owners(decisions).into_iter();
-    owners.filter(|(_, choice)| choice.owner() != Some(this)).map(|(addr, _)| addr).collect()
+pub fn of_others(owners: &Owners<'_, '_>, this: &str) -> BTreeSet<IpAddr> {
+    owners
+        .iter()
+        .filter(|(_, choice)| choice.owner() != Some(this))
+        .map(|(addr, _)| *addr)
+        .collect()
 }
 
 #[cfg(test)]
@@ -225,7 +230,7 @@ mod tests {
     ) -> BTreeMap<String, BTreeMap<IpAddr, BTreeSet<String>>> {
         let shares = alive.iter().map(|name| {
             let nodes = nodes(resources, &members(alive), &here(name));
-            ((*name).to_owned(), mine(&decide(balancers, resources, &nodes), name))
+            ((*name).to_owned(), mine(&owners(&decide(balancers, resources, &nodes)), name))
         });
         shares.collect()
     }
@@ -320,7 +325,7 @@ mod tests {
         let resources = resources(&[json!({})], true);
         let ill = Here { is_healthy: false, ..here("n1") };
         let nodes = nodes(&resources, &members(&["n1"]), &ill);
-        assert!(mine(&decide(&services, &resources, &nodes), "n1").is_empty());
+        assert!(mine(&owners(&decide(&services, &resources, &nodes)), "n1").is_empty());
     }
 
     /// Who ends leaves its addresses to others, and where there are none to nobody.
@@ -332,8 +337,9 @@ mod tests {
             let leaving = Here { is_leaving: true, ..here("n1") };
             let nodes = nodes(&resources, &members(alive), &leaving);
             let decisions = decide(&services, &resources, &nodes);
-            assert!(mine(&decisions, "n1").is_empty());
-            assert_eq!(of_others(&decisions, "n1").len(), expected);
+            let owners = owners(&decisions);
+            assert!(mine(&owners, "n1").is_empty());
+            assert_eq!(of_others(&owners, "n1").len(), expected);
         }
     }
 

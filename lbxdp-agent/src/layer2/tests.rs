@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{Balancer, Balancers, Here, NodeFacts, Resources, decide, mine, nodes};
+use super::{Balancer, Balancers, Here, NodeFacts, Resources, decide, mine, nodes, owners};
 use crate::members::Members;
 use crate::source::{Kind, ObjectId, Sourced};
 use crate::vip::Facts;
@@ -53,7 +53,7 @@ fn shares(alive: &[&'static str]) -> BTreeMap<&'static str, BTreeSet<IpAddr>> {
             devices: ["eth0".to_owned()].into(),
         };
         let nodes = nodes(&resources, &members, &here);
-        let share = mine(&decide(&balancers, &resources, &nodes), name);
+        let share = mine(&owners(&decide(&balancers, &resources, &nodes)), name);
         (*name, share.into_keys().collect())
     };
     alive.iter().map(share).collect()

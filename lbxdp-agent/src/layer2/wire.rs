@@ -6,6 +6,8 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
+use super::frames::ADVERTISEMENT;
+
 /// Sends frames. Needs `CAP_NET_RAW`.
 #[derive(Debug)]
 pub struct FrameSocket(OwnedFd);
@@ -89,12 +91,12 @@ pub fn hear_arp() -> io::Result<OwnedFd> {
 
 /// Hears, on every device, advertisements of neighbours that come to this node. Needs `CAP_NET_RAW`.
 pub fn hear_advertisements() -> io::Result<OwnedFd> {
-    const ADVERTISEMENT: usize = 136;
+    const TYPE: usize = ADVERTISEMENT as usize;
     const ICMP6_FILTER: i32 = 1;
     let socket = raw_socket(libc::AF_INET6, libc::IPPROTO_ICMPV6)?;
     // A bit for each type that is not handed on (RFC 3542, 3.2).
     let mut blocked = [u32::MAX; 8];
-    blocked[ADVERTISEMENT / 32] &= !(1 << (ADVERTISEMENT % 32));
+    blocked[TYPE / 32] &= !(1 << (TYPE % 32));
     set_option(&socket, libc::IPPROTO_ICMPV6, ICMP6_FILTER, &blocked)?;
     Ok(socket)
 }

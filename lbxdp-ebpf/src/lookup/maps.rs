@@ -161,6 +161,14 @@ pub static near_devices: Array<Device, NEAR_DEVICES, MMAPABLE> = Array::new();
 #[btf_map]
 pub static devices: HashMap<u32, Device, MAX_DEVICES> = HashMap::new();
 
+/// The one element of an array that the agent changes.
+#[inline(always)]
+pub fn word(map: &Array<u32, 1>) -> Option<u32> {
+    // SAFETY: the pointer is into an array, which lives as long as the program; one aligned word
+    // is read whole, and volatile, because the agent changes it.
+    map.get_ptr(0).map(|word| unsafe { word.read_volatile() })
+}
+
 /// Room to work in, for the program that runs on this CPU. Not pinned.
 #[btf_map]
 pub static scratch_v4: PerCpuArray<Work<[u8; 4]>, 1> = PerCpuArray::new();

@@ -7,10 +7,7 @@ use crate::lookup::{count, maps};
 
 #[inline(always)]
 fn is(mode: Mode) -> bool {
-    let Some(number) = maps::mode.get_ptr(0) else { return false };
-    // SAFETY: the pointer is into an array, which lives as long as the program; one aligned word
-    // is read whole, and volatile, because the agent changes it.
-    unsafe { number.read_volatile() == mode as u32 }
+    maps::word(&maps::mode) == Some(mode as u32)
 }
 
 /// Whether a packet without a flow, or a call, is left to the stack; `begins`: it begins a connection.

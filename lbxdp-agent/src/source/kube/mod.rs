@@ -1,8 +1,9 @@
 //! Services, EndpointSlices and this node's Node from the Kubernetes API.
 //!
 //! `access` finds out where the API is and who asks, `addresses` gives Services of type LoadBalancer
-//! theirs, `announced` tells which of them this node announces, `client` sends requests to one of several servers, `events` tells people of problems,
-//! `leases` keeps this node's lease and looks at others', `watch` lists and follows one kind, `backoff` says how long to wait, `trim` what is kept
+//! theirs, `announced` tells which of them this node announces, `client` sends requests to one of
+//! several servers, `events` tells people of problems, `leases` keeps this node's lease and looks at
+//! others', `watch` lists and follows one kind, `backoff` says how long to wait, `trim` what is kept
 //! of an object, `brake` doubts lists that lack most of what was there, `store` survives restarts
 //! without an API, `status` is what people see of it all.
 //!

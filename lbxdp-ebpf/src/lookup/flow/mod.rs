@@ -375,10 +375,8 @@ fn step(start: u32, count: u32, now: u64) -> u32 {
 #[inline(always)]
 fn ports() -> (u16, u32) {
     let (low, count) = globals::snat_ports();
-    let Some(share) = maps::port_share.get_ptr(0) else { return (low, count) };
-    // SAFETY: the pointer is into an array, which lives as long as the program; one aligned word
-    // is read whole, and volatile, because the agent changes it.
-    let (low, count) = PortShare::of(unsafe { share.read_volatile() }, low, count);
+    let Some(share) = maps::word(&maps::port_share) else { return (low, count) };
+    let (low, count) = PortShare::of(share, low, count);
     // The compiler has to see that it is not 0: what divides by it would have a branch to panic.
     (low, count.max(1))
 }
