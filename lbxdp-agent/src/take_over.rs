@@ -12,6 +12,7 @@
 //! ports of flows that pass it by, so it is told of those.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::time::{Duration, Instant};
 
 use lbxdp_common::Mode;
@@ -159,6 +160,9 @@ impl TakeOver {
                 self.enter(maps, frontends);
                 match maps.set_mode(Mode::Serving) {
                     Ok(()) => {
+                        // What the stack has got while it was read.
+                        std::thread::sleep(PROGRAM_ENDS_WITHIN);
+                        self.enter(maps, frontends);
                         self.stage = Stage::Known(Some(now + LOOK_EVERY));
                         return true;
                     }
@@ -254,7 +258,11 @@ impl TakeOver {
         if count > 0 {
             self.ask("reserving source ports; connections may get those of others", |conntrack| {
                 for Reservation { protocol, sent, seconds } in reservations {
-                    conntrack.reserve(protocol, &sent, seconds)?;
+                    match conntrack.reserve(protocol, &sent, seconds) {
+                        // A connection of the stack's own has it: it gives it to no other.
+                        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                        reserved => reserved?,
+                    }
                 }
                 Ok(())
             });

@@ -6,8 +6,8 @@ use crate::cluster::Cluster;
 use crate::netns::Netns;
 
 impl Cluster {
-    /// Every counter of lost packets that is not zero, by namespace: of devices, of UDP sockets,
-    /// of the processors' queues.
+    /// Every counter of lost packets that is not zero, by namespace: of devices, of sockets that
+    /// were not there, of the processors' queues.
     pub fn losses(&self) -> Vec<String> {
         let nodes = self.nodes.iter().map(|node| &node.netns);
         let pods = self.pods().map(|(_, pod)| &pod.netns);
@@ -37,7 +37,7 @@ fn of_namespace(netns: &Netns) -> Vec<String> {
         serde_json::from_str(&netns.exec("nstat --json --zeros --ignore --noupdate"))
             .expect("JSON");
     for (counter, value) in counters["kernel"].as_object().into_iter().flatten() {
-        let is_loss = ["Errors", "NoPorts", "Discards", "NoRoutes", "Drop"]
+        let is_loss = ["Errors", "NoPorts", "Discards", "NoRoutes", "Drop", "OutRsts"]
             .iter()
             .any(|word| counter.contains(word));
         if is_loss && value.as_u64() > Some(0) {

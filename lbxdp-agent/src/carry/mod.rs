@@ -17,8 +17,8 @@ use lbxdp_common::layout::{Layout, MAPS, Upkeep};
 use lbxdp_common::{AddressFlags, PortShare};
 
 use crate::pins::{self, MapSpec};
-use crate::sys::Access;
 use crate::sys::raw::{RawMap, Write};
+use crate::sys::{self, Access};
 use shape::{Conversion, Described, Shape, is_zero};
 use store::Store;
 
@@ -98,7 +98,7 @@ struct Pair {
     value: Conversion,
     /// What counters of `from` are in `to` already, by key, if that is known.
     counted: Option<BTreeMap<Vec<u8>, Vec<u64>>>,
-    /// The latest time in `from` when it was last looked at.
+    /// When the last look at `from` began, by the clock of what is in it.
     seen: u64,
 }
 
@@ -229,24 +229,19 @@ impl Pair {
 
     /// Puts what was used since the last look, unless the new map has it from later.
     fn copy_latest(&mut self, clock: &str) -> io::Result<Carried> {
-        let since = self.seen.saturating_sub(OVERLAP_NS);
-        let latest = std::cell::Cell::new(self.seen);
-        let time = |value: &[u8]| self.old.value.number(value, clock).unwrap_or(u64::MAX);
-        let is_due = |value: &[u8]| {
-            let time = time(value);
-            latest.set(latest.get().max(time));
-            time >= since
-        };
-        let carried = self.copy(is_due, |pair, _, key, value| {
+        // Of when the look begins, not of the latest that it meets: a look takes as long as it takes, and
+        // what is written meanwhile may be in a place that it has passed.
+        let since = std::mem::replace(&mut self.seen, sys::coarse_ns()).saturating_sub(OVERLAP_NS);
+        let is_due =
+            |value: &[u8]| self.old.value.number(value, clock).unwrap_or(u64::MAX) >= since;
+        self.copy(is_due, |pair, _, key, value| {
             let time = |value: &[u8]| pair.new.value.number(value, clock).unwrap_or_default();
             match pair.to.lookup(key)? {
                 Some(there) if time(&there) > time(value) => Ok(false),
                 Some(there) if pair.is_known(&there, value) => Ok(false),
                 _ => pair.to.update(key, value, Write::Any).map(|()| true),
             }
-        })?;
-        self.seen = latest.get();
-        Ok(carried)
+        })
     }
 
     /// Whether an element of the new map says all that `value` does.

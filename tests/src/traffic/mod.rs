@@ -24,6 +24,11 @@ pub mod udp;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// How long clients wait for what is to come. Where several tests run on few processors, the threads of
+/// the kernel that move packets wait for seconds; what is lost does not come later either.
+pub const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What a server said about itself and about its client.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::socket::{Source, reset};
-use super::{echo, http, udp};
+use super::{PATIENCE, echo, http, udp};
 
 /// Errors that an outcome keeps.
 const ERRORS: usize = 5;
@@ -43,14 +43,7 @@ pub struct Spread {
 impl Spread {
     /// `count` flows from ports that the kernel chooses.
     pub fn new(target: SocketAddr, probe: Probe, count: u32) -> Self {
-        Self {
-            target,
-            probe,
-            count,
-            sources: Vec::new(),
-            first_port: 0,
-            timeout: Duration::from_secs(3),
-        }
+        Self { target, probe, count, sources: Vec::new(), first_port: 0, timeout: PATIENCE }
     }
 
     /// Ports from here upwards instead.
@@ -96,15 +89,24 @@ impl Spread {
                     outcome.failed += 1;
                     if outcome.errors.len() < ERRORS {
                         let Self { target, probe, .. } = self;
-                        outcome
-                            .errors
-                            .push(format!("{probe:?} {n} to {target} from {source:?}: {error}"));
+                        outcome.errors.push(format!(
+                            "{} {probe:?} {n} to {target} from {source:?}: {error}",
+                            now()
+                        ));
                     }
                 }
             }
         }
         outcome
     }
+}
+
+/// The time of day (UTC), as logs of agents have it.
+fn now() -> String {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (seconds, micros) = (since.as_secs(), since.subsec_micros());
+    let (hours, minutes) = (seconds / 3_600 % 24, seconds / 60 % 60);
+    format!("{hours:02}:{minutes:02}:{:02}.{micros:06}", seconds % 60)
 }
 
 /// What came of them.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::PATIENCE;
 use super::http::Client;
 use super::socket::Source;
 use crate::netns::Netns;
@@ -42,7 +43,7 @@ pub struct Report {
 impl Transfer {
     /// `bytes` each way, as fast as it goes.
     pub fn new(target: SocketAddr, bytes: u64) -> Self {
-        Self { target, source: Source::ANY, bytes, rate: None, timeout: Duration::from_secs(10) }
+        Self { target, source: Source::ANY, bytes, rate: None, timeout: PATIENCE }
     }
 
     /// At most so many bytes per second.

@@ -12,15 +12,15 @@ use lbxdp_agent::sys::{Access, Point};
 use lbxdp_tests::agent::Status;
 use lbxdp_tests::manifests::{Endpoint, Manifests, Port, Service};
 use lbxdp_tests::process::{Process, wait_until, workspace_binary};
-use lbxdp_tests::traffic::Answer;
 use lbxdp_tests::traffic::http;
 use lbxdp_tests::traffic::socket::Source;
 use lbxdp_tests::traffic::spread::Probe;
+use lbxdp_tests::traffic::{Answer, PATIENCE};
 use lbxdp_tests::{Agent, AgentOptions, Cluster, Netns, Node, Pod, Spec};
 use serde_json::{Map, Value, json};
 
 /// For a step of a client that is to succeed.
-pub const TIMEOUT: Duration = Duration::from_secs(5);
+pub const TIMEOUT: Duration = PATIENCE;
 /// For one that is to fail.
 pub const SHORT: Duration = Duration::from_millis(500);
 /// By when an edit is served.
