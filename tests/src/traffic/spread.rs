@@ -78,7 +78,7 @@ impl Spread {
                         Ok(answer)
                     })
                 }
-                Probe::Udp => udp::ask(self.target, source, &format!("flow-{n}"), self.timeout),
+                Probe::Udp => udp::expect(self.target, source, &format!("flow-{n}"), self.timeout),
             };
             match answer {
                 Ok(answer) => {

@@ -37,14 +37,26 @@ pub fn ask(
     ask_on(&udp(target, source, timeout)?, payload)
 }
 
-/// The same on a socket that is connected already (see [`udp`]).
+/// The same, of somebody who counts on the answer: where it is missing, the error says whether it came
+/// later.
+pub fn expect(
+    target: SocketAddr,
+    source: Source,
+    payload: &str,
+    timeout: Duration,
+) -> io::Result<Answer> {
+    let socket = udp(target, source, timeout)?;
+    match ask_on(&socket, payload) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(lost(&socket)),
+        answer => answer,
+    }
+}
+
+/// [`ask`] on a socket that is connected already (see [`udp`]).
 pub fn ask_on(socket: &UdpSocket, payload: &str) -> io::Result<Answer> {
     socket.send(payload.as_bytes())?;
     let mut buffer = vec![0; 1 << 16];
-    let count = match socket.recv(&mut buffer) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(lost(socket)),
-        received => received?,
-    };
+    let count = socket.recv(&mut buffer)?;
     let answer = Answer::parse(&String::from_utf8_lossy(&buffer[..count]))?;
     if answer.rest == payload {
         return Ok(answer);
