@@ -1,6 +1,7 @@
 //! nginx as Debian ships it, with a configuration for one purpose.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,22 +19,26 @@ pub fn start(
     http: &str,
     mut ready: impl FnMut() -> bool,
 ) -> Process {
-    let dir = files.path().display();
-    let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
-        .map(|kind| format!("    {kind}_temp_path {dir}/{kind};\n"))
-        .collect();
-    let config = format!(
-        "daemon off;\nmaster_process off;\npid {dir}/pid;\nerror_log stderr;\n\
-         events {{\n    worker_connections 4096;\n}}\n\
-         http {{\n    access_log off;\n{paths}{http}}}\n"
-    );
     let file = files.join("nginx.conf");
-    fs::write(&file, config).expect("write the configuration of nginx");
+    fs::write(&file, config(files.path(), http)).expect("write the configuration of nginx");
     command.arg("-p").arg(files.path()).arg("-e").arg("stderr").arg("-c").arg(&file);
     let mut process = Process::spawn(&mut command, &files.join("nginx.log"));
     process.wait_ready(READY_WITHIN, |_| ready());
     process
+}
+
+/// A configuration with `http` inside its `http` block, for one process that writes in `dir` only.
+pub fn config(dir: &Path, http: &str) -> String {
+    let dir = dir.display();
+    let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .iter()
+        .map(|kind| format!("    {kind}_temp_path {dir}/{kind};\n"))
+        .collect();
+    format!(
+        "daemon off;\nmaster_process off;\npid {dir}/pid;\nerror_log stderr;\n\
+         events {{\n    worker_connections 4096;\n}}\n\
+         http {{\n    access_log off;\n{paths}{http}}}\n"
+    )
 }
 
 /// A `server` block that answers on `port` of both families as the servers of this crate do.

@@ -33,12 +33,18 @@ const TAG: &str = "lab";
 pub const TEST: &str = "localhost/lbxdp-test:lab";
 /// What a pod's namespaces are held by: the same program, doing nothing.
 pub const PAUSE: &str = "localhost/pause:lab";
+/// The machine's nginx.
+pub const NGINX: &str = "localhost/nginx:lab";
 /// The name server.
 pub const DNS: &str = "localhost/coredns:lab";
 /// Tag of the agent with the next layout of maps.
 pub const NEXT_TAG: &str = "next";
 /// Where the test program is in its image.
 pub const TESTD: &str = "/lbxdp-testd";
+
+/// The users that nginx knows by name, also where it changes to none of them.
+const PASSWD: &[u8] = b"root:x:0:0::/:/none\nnobody:x:65534:65534::/:/none\n";
+const GROUP: &[u8] = b"root:x:0:\nnobody:x:65533:\nnogroup:x:65534:\n";
 
 /// The archive that `cargo xtask image` writes.
 pub fn agent_image() -> PathBuf {
@@ -76,7 +82,17 @@ pub fn make(dir: &Path) -> Vec<PathBuf> {
         entrypoint: &[TESTD, "pause"],
         ..test.clone()
     };
-    let all = [("coredns.tar", dns), ("test.tar", test), ("pause.tar", pause)];
+    let nginx = Contents::of_program(dir, Path::new("/usr/sbin/nginx"));
+    let mut files = nginx.files("usr/sbin/nginx");
+    files.extend([("etc/passwd", PASSWD), ("etc/group", GROUP)]);
+    let nginx = Image {
+        name: NGINX.trim_end_matches(":lab"),
+        files: &files,
+        entrypoint: &["/usr/sbin/nginx", "-p", "/tmp", "-e", "stderr"],
+        ..test.clone()
+    };
+    let all =
+        [("coredns.tar", dns), ("test.tar", test), ("pause.tar", pause), ("nginx.tar", nginx)];
     let archives = all.map(|(name, image)| {
         let path = dir.join(name);
         let archive = image.archive().unwrap_or_else(|error| panic!("{name}: {error:#}"));
@@ -106,18 +122,24 @@ pub fn make_next(dir: &Path) -> PathBuf {
     path
 }
 
-/// A program of this workspace, and its libraries.
+/// A program, and its libraries.
 struct Contents {
     program: Vec<u8>,
     libraries: Vec<(String, Vec<u8>)>,
 }
 
 impl Contents {
-    /// Debugging information is most of a program, so it is left out, in a copy in `dir`.
+    /// Of this workspace.
     #[track_caller]
     fn of(dir: &Path, name: &str) -> Self {
-        let stripped = dir.join(name);
-        run(command("strip").arg("-o").arg(&stripped).arg(workspace_binary(name)));
+        Self::of_program(dir, &workspace_binary(name))
+    }
+
+    /// Debugging information is most of a program, so it is left out, in a copy in `dir`.
+    #[track_caller]
+    fn of_program(dir: &Path, program: &Path) -> Self {
+        let stripped = dir.join(program.file_name().expect("a program"));
+        run(command("strip").arg("-o").arg(&stripped).arg(program));
         let read = |path: String| {
             let contents = fs::read(&path).expect("a library");
             (path, contents)

@@ -12,6 +12,7 @@ use lbxdp_tests::lab::{Lab, Node};
 use lbxdp_tests::long;
 use lbxdp_tests::process::wait_until;
 use lbxdp_tests::traffic::http;
+use lbxdp_tests::traffic::neighbour::{Reign, RollCall};
 use lbxdp_tests::traffic::socket::Source;
 use serde_json::{Value, json};
 
@@ -30,7 +31,8 @@ const PACE: Duration = Duration::from_millis(10);
 const SHORT: Duration = Duration::from_millis(200);
 /// Of one request.
 const PATIENCE: Duration = Duration::from_secs(2);
-const NAME: &str = "announced";
+/// The Service, and the label of its pods.
+pub const NAME: &str = "announced";
 
 /// F1, of both families: a client on the nodes' own network, to which no route leads.
 #[test]
@@ -38,33 +40,75 @@ const NAME: &str = "announced";
 fn the_addresses_of_a_lost_node_are_elsewhere_within_2_s() {
     let Some(lab) = alone() else { return };
     let lab: &Lab = &lab;
-    let pools = pools();
-    let _gone = Finally::new(|| pools.iter().for_each(|object| delete(lab, object)));
-    lab.api().apply(&pools);
+    let _pools = pools(lab);
     let _applied = Applied::new(lab, vec![web(NAME, 3), service("Local")]);
     let addresses = addresses(lab);
     for address in &addresses {
         wait_until(&format!("{address} answers"), SERVED_WITHIN, || ask(lab, *address).is_ok());
     }
+    let asked = addresses.iter().map(SocketAddr::ip).collect();
+    let roll_call = RollCall::start(&lab.client.netns, asked, PACE);
+    let rounds = if long() { 10 } else { 2 };
     // With Cluster a third of the endpoints is on the node that is lost.
     for policy in ["Local", "Cluster"] {
         lab.api().apply(&[service(policy)]);
-        for round in 0..if long() { 10 } else { 2 } {
-            lose(lab, addresses[round % addresses.len()]);
+        for round in 0..rounds {
+            let address = addresses[round % addresses.len()];
+            without_owner(lab, address, |owner| lose(lab, owner, address));
+        }
+    }
+    one_at_a_time(&roll_call.stop(), 2 * rounds);
+}
+
+/// At no time did two nodes answer for an address: each one's answers lie between those of others, and the
+/// next owner answers for as long as the first one is lost. Both families have the same owner.
+#[track_caller]
+fn one_at_a_time(reigns: &BTreeMap<IpAddr, Vec<Reign>>, losses: usize) {
+    assert_eq!(reigns.len(), 2, "{reigns:?}");
+    for (address, reigns) in reigns {
+        let answers: u32 = reigns.iter().map(|reign| reign.answers).sum();
+        let gaps = reigns.windows(2).map(|pair| pair[1].from.duration_since(pair[0].to));
+        println!(
+            "{address}: {answers} answers, {} owners, silent for {:?}",
+            reigns.len(),
+            gaps.max()
+        );
+        assert_eq!(reigns.len(), 1 + 2 * losses, "lost and had again {losses} times: {reigns:?}");
+        for reign in reigns.iter().skip(1).step_by(2) {
+            let lasted = reign.to.duration_since(reign.from);
+            assert!(lasted > LOST_FOR / 2, "{address}: {lasted:?} by {:?}", reign.mac);
         }
     }
 }
 
-/// Takes the owner of an address from the network, and gives it back.
+/// Takes the owner of an address from the network, for `meanwhile`, and waits until it is as before.
 #[track_caller]
-fn lose(lab: &Lab, address: SocketAddr) {
+pub fn without_owner(lab: &Lab, address: SocketAddr, meanwhile: impl FnOnce(&Node)) {
     let owner = owner(lab, address);
     let back = Finally::new(|| {
         owner.set_link(true);
         lab.wait_nodes();
     });
-    let lost = Instant::now();
     owner.set_link(false);
+    meanwhile(owner);
+    drop(back);
+    wait_until(&format!("{} has {address} again", owner.name()), SERVED_WITHIN, || {
+        ask(lab, address).is_ok() && self::owner(lab, address).name() == owner.name()
+    });
+    // Until it answers the others, its lease alone speaks for it, and that lasts for ten seconds.
+    let meets = |node: &&Node| {
+        let report = Report::read(&node.host.dir().join("lib/lbxdp")).unwrap_or_default();
+        report.nodes.get(owner.name()).is_some_and(|it| it.word == Some(Word::Alive))
+    };
+    wait_until(&format!("{} is a member again", owner.name()), SERVED_WITHIN, || {
+        lab.nodes.iter().filter(|node| node.name() != owner.name()).all(|node| meets(&node))
+    });
+}
+
+/// Requests all the time while the owner of an address is lost.
+#[track_caller]
+fn lose(lab: &Lab, owner: &Node, address: SocketAddr) {
+    let lost = Instant::now();
     let (mut first, mut last_failure, mut requests) = (None, Duration::ZERO, 0);
     let mut names = BTreeMap::<String, u32>::new();
     while lost.elapsed() < LOST_FOR {
@@ -87,18 +131,6 @@ fn lose(lab: &Lab, address: SocketAddr) {
     );
     assert!(first < ELSEWHERE_WITHIN, "{first:?}");
     assert!(last_failure < CALM_AFTER, "{last_failure:?}");
-    drop(back);
-    wait_until(&format!("{} has {address} again", owner.name()), SERVED_WITHIN, || {
-        ask(lab, address).is_ok() && self::owner(lab, address).name() == owner.name()
-    });
-    // Until it answers the others, its lease alone speaks for it, and that lasts for ten seconds.
-    let meets = |node: &&Node| {
-        let report = Report::read(&node.host.dir().join("lib/lbxdp")).unwrap_or_default();
-        report.nodes.get(owner.name()).is_some_and(|it| it.word == Some(Word::Alive))
-    };
-    wait_until(&format!("{} is a member again", owner.name()), SERVED_WITHIN, || {
-        lab.nodes.iter().filter(|node| node.name() != owner.name()).all(|node| meets(&node))
-    });
 }
 
 /// One request of the client; who answered.
@@ -113,7 +145,7 @@ fn ask_within(lab: &Lab, address: SocketAddr, patience: Duration) -> std::io::Re
 
 /// The node whose link-layer address the client has for an address.
 #[track_caller]
-fn owner(lab: &Lab, address: SocketAddr) -> &Node {
+pub fn owner(lab: &Lab, address: SocketAddr) -> &Node {
     let said = lab.client.netns.ip(&format!("-j neigh show to {} dev {UPLINK}", address.ip()));
     let said: Value = serde_json::from_str(&said).expect("JSON");
     let mac = said[0]["lladdr"].as_str().unwrap_or_else(|| panic!("no neighbour: {said}"));
@@ -123,7 +155,7 @@ fn owner(lab: &Lab, address: SocketAddr) -> &Node {
 
 /// The addresses that the Service was given, of both families.
 #[track_caller]
-fn addresses(lab: &Lab) -> Vec<SocketAddr> {
+pub fn addresses(lab: &Lab) -> Vec<SocketAddr> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     wait_until("the Service has two addresses", SERVED_WITHIN, || {
         let service = lab.get(&format!("/api/v1/namespaces/default/services/{NAME}"));
@@ -135,8 +167,15 @@ fn addresses(lab: &Lab) -> Vec<SocketAddr> {
     addresses.into_iter().map(|address| target(address.to_string(), 80)).collect()
 }
 
-/// A pool of the network that the nodes and the client share, announced.
-fn pools() -> [Value; 2] {
+/// A pool of the network that the nodes and the client share, announced until the end of a test.
+#[track_caller]
+pub fn pools(lab: &Lab) -> Finally<impl FnMut()> {
+    let objects = objects();
+    lab.api().apply(&objects);
+    Finally::new(move || objects.iter().for_each(|object| delete(lab, object)))
+}
+
+fn objects() -> [Value; 2] {
     let metadata = json!({ "name": NAME, "namespace": NAMESPACE });
     let ranges = ["198.51.100.200-198.51.100.209", "2001:db8:1::200-2001:db8:1::209"];
     [
@@ -157,7 +196,7 @@ fn delete(lab: &Lab, object: &Value) {
 }
 
 /// With Local only nodes with a ready pod announce it, and the pod sees the client.
-fn service(policy: &str) -> Value {
+pub fn service(policy: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service", "metadata": { "name": NAME },
         "spec": {

@@ -3,6 +3,7 @@
 
 mod agents;
 mod dns;
+mod ingress;
 mod labels;
 mod latency;
 mod layer2;

@@ -143,15 +143,17 @@ pub struct Applied<'a> {
 }
 
 impl<'a> Applied<'a> {
-    /// Creates them, and waits for the Deployments among them.
+    /// Creates them, and waits for the Deployments and DaemonSets among them.
     #[track_caller]
     pub fn new(lab: &'a Lab, objects: Vec<Value>) -> Self {
         lab.api().apply(&objects);
         let applied = Self { lab, objects };
-        for object in applied.objects.iter().filter(|object| object["kind"] == "Deployment") {
-            let name = object["metadata"]["name"].as_str().expect("a name");
-            let name = format!("deployment/{name}");
-            lab.kubectl(&["rollout", "status", &name, "--timeout=120s"]);
+        for object in &applied.objects {
+            if let Some(kind @ ("Deployment" | "DaemonSet")) = object["kind"].as_str() {
+                let name = object["metadata"]["name"].as_str().expect("a name");
+                let name = format!("{kind}/{name}");
+                lab.kubectl(&["rollout", "status", &name, "--timeout=120s"]);
+            }
         }
         applied
     }
