@@ -3,11 +3,11 @@
 
 mod agents;
 mod dns;
-mod ingress;
 mod labels;
 mod latency;
 mod layer2;
 mod loads;
+mod nginx;
 mod nodes;
 mod outages;
 mod policies;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lbxdp_tests::cluster::{CLIENT_V4, CLIENT_V6};
 use lbxdp_tests::lab::Lab;
 use lbxdp_tests::lab::images::NGINX;
-use lbxdp_tests::nginx;
+use lbxdp_tests::nginx as debian;
 use lbxdp_tests::process::wait_until;
 use lbxdp_tests::traffic::http;
 use lbxdp_tests::traffic::socket::Source;
@@ -66,7 +66,7 @@ fn get(lab: &Lab, address: SocketAddr, path: &str) -> bool {
 fn configuration() -> Value {
     let listen = format!("listen {PORT}; listen [::]:{PORT} ipv6only=on;");
     let ready = "location = /ready { access_log off; return 200; }";
-    let of = |http: String| nginx::config(Path::new("/tmp"), &http);
+    let of = |http: String| debian::config(Path::new("/tmp"), &http);
     let ingress = of(format!(
         "server {{ {listen} {ready} location / {{
             proxy_set_header X-Forwarded-For $remote_addr;
