@@ -61,6 +61,11 @@ impl Identity {
         Self { says, ..self.in_epoch(self.epoch + 1) }
     }
 
+    /// Whether it is of the same node, and was before.
+    pub(super) fn is_earlier_life_of(&self, later: &Self) -> bool {
+        self.key == later.key && self.epoch < later.epoch
+    }
+
     /// Whoever hears there.
     pub(super) fn anybody(at: SocketAddr) -> Self {
         Self::new("", at, 0)

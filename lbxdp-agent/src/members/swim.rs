@@ -208,6 +208,7 @@ impl Swim {
     /// Takes a payload that somebody with the key has sent.
     pub(super) fn receive(&mut self, now: Instant, payload: &[u8]) -> Result<(), Refused> {
         self.last_heard = Some(now);
+        self.answer_for_earlier_life(payload);
         let taken = self.foca.handle_data(payload, &mut self.effects);
         let latest = self.latest.load(Ordering::Relaxed);
         let own = self.foca.identity();
@@ -222,6 +223,22 @@ impl Swim {
             tracing::debug!(%error, "a packet of a member");
             Refused::Content
         })
+    }
+
+    /// Somebody may speak to an earlier life of this member, because what he heard last of it was long on its
+    /// way. Foca does not listen to that. He would miss an answer, and call this member down.
+    fn answer_for_earlier_life(&mut self, payload: &[u8]) {
+        // Foca says what is wrong with it.
+        let Ok(Header { src, dst, message, .. }) = self.wire.decode_header(payload) else { return };
+        // Foca listens to that, whatever life it is for.
+        if message == Message::Announce {
+            return;
+        }
+        if dst.is_earlier_life_of(self.foca.identity())
+            && let Err(error) = self.foca.announce(src, &mut self.effects)
+        {
+            tracing::debug!(%error, "answering for an earlier life");
+        }
     }
 
     /// When [`Self::tick`] has to be called.

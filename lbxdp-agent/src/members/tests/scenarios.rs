@@ -271,3 +271,30 @@ fn who_has_something_to_say_misses_others_all_the_same() {
     cluster.say(0, Says { lacks_device: true, ..Says::default() });
     cluster.until("it is missed", SECOND, |it| word(it) == Word::Down);
 }
+
+/// What others hear of it when it comes back may be older than what it says by now: a packet waited until
+/// the network was there. They answer a life that is over, and must not miss one because of that.
+#[test]
+fn who_is_spoken_to_by_an_old_name_answers() {
+    let mut cluster = Cluster::acquainted(3, 14);
+    let name = super::cluster::name(0);
+    for _ in 0..20 {
+        cluster.cut = Box::new(|from, to| from == 0 || to == 0);
+        cluster.say(0, Says { lacks_device: true, ..Says::default() });
+        cluster.until("it is missed", 2 * SECOND, |it| !it.alive(1).contains(&0));
+        cluster.pass(8 * SECOND);
+        cluster.cut = Box::new(|_, _| false);
+        let back = |it: &Cluster| (1..3).any(|node| it.alive(node).contains(&0));
+        while !back(&cluster) {
+            cluster.pass(Duration::from_micros(20));
+        }
+        // Before their first answer.
+        cluster.downs.clear();
+        cluster.say(0, Says::default());
+        let time = cluster.until("all know all", 2 * SECOND, Cluster::is_whole);
+        println!("all know all after {time:?}");
+        cluster.pass(2 * SECOND);
+        let missed: Vec<_> = cluster.downs.iter().filter(|(_, _, of)| *of == name).collect();
+        assert!(missed.is_empty(), "{missed:?}");
+    }
+}
