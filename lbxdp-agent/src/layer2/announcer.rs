@@ -18,12 +18,12 @@ use tokio::time::{Instant, sleep_until};
 use super::bursts::Bursts;
 use super::claims::{Claim, Ears};
 use super::fading::Fading;
-use super::frames::{self, Announced as Frames};
-use super::handover::Handover;
+use super::frames::{self, Announced as Frames, solicited_node};
+use super::handover::{Handover, TAKING_OVER};
 use super::resources::Resources;
 use super::seen::Seen;
 use super::share::{self, Balancers, Here};
-use super::wire::{FrameSocket, Group, Groups, solicited_node};
+use super::wire::{FrameSocket, Group, Groups};
 use super::{GATE, Progress};
 use crate::apply::announced::{Announced, Entry, Gate};
 use crate::health::Health;
@@ -188,9 +188,11 @@ impl Worker {
                 push_due = Some(now + GATE / PUSHES);
             }
             self.announce();
-            let burst_due = self.bursts.next().map(|due| self.start + due);
+            self.ask();
+            let frame_due = [self.bursts.next(), self.handover.next_question()];
+            let frame_due = frame_due.into_iter().flatten().min().map(|due| self.start + due);
             // Nobody calls when the agent's own work gets stuck, or goes on.
-            let wake = [decide_due, push_due, burst_due].into_iter().flatten();
+            let wake = [decide_due, push_due, frame_due].into_iter().flatten();
             let wake = wake.fold(now + GATE, Instant::min);
             tokio::select! {
                 biased;
@@ -260,7 +262,9 @@ impl Worker {
             }
             _ => {}
         }
-        let are_others = members.alive.iter().any(|name| *name != inputs.node);
+        // Whoever sees nobody may be wrong.
+        let known = resources.iter().flat_map(|it| &it.written.nodes).map(|node| &node.name);
+        let are_others = members.alive.iter().chain(known).any(|name| *name != inputs.node);
         let is_done = self.follow(&ways, &of_others, are_others);
         let answered = self.known.iter().map(|(addr, dev)| (*addr, self.name(*dev))).collect();
         let failures = self.failures.clone();
@@ -299,7 +303,8 @@ impl Worker {
         stay.extend(&wanted);
         let mut is_done = self.withdraw(&stay);
         let coming = wanted.difference(&self.known).copied().collect();
-        for entry in &self.handover.take(coming, are_others, now) {
+        let taken = self.handover.take(coming, are_others, now);
+        for entry in &taken.entries {
             let inserted = self.maps.insert(*entry);
             if self.note("answering for addresses", inserted.map_err(io::Error::other)) {
                 tracing::info!(address = %entry.0, ifindex = entry.1, "announcing");
@@ -322,6 +327,12 @@ impl Worker {
         // What is about to be answered for is announced first; what cannot be is not.
         let ways = if is_done { ways.clone() } else { self.answered(ways) };
         self.bursts.set(now, &ways);
+        self.bursts.again(now, |(addr, dev, _)| taken.anew.contains(&(*addr, *dev)));
+        let held = self.handover.held(now).map_or(Ok(()), |(addr, mac)| {
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            Err(io::Error::other(format!("{addr} is answered for by {mac}")))
+        });
+        self.note(TAKING_OVER, held);
         self.progress.set_announced(self.known.iter().map(|(addr, _)| *addr).collect());
         is_done
     }
@@ -332,9 +343,9 @@ impl Worker {
         ways.iter().filter(is_known).copied().collect()
     }
 
-    /// Hears others as long as something is answered for.
+    /// Hears others as long as something is answered for, or about to be.
     fn listen(&mut self) {
-        if self.known.is_empty() {
+        if self.known.is_empty() && !self.handover.is_coming() {
             self.ears = None;
         } else if self.ears.is_none() {
             let opened = Ears::open();
@@ -354,10 +365,11 @@ impl Worker {
             }
         };
         let is_own = self.devices.values().any(|(_, own)| *own == mac);
-        if is_own || !self.known.iter().any(|(addr, _)| *addr == address) {
+        let is_known = self.known.iter().any(|(addr, _)| *addr == address);
+        if is_own || !(is_known || self.handover.concerns(address)) {
             return false;
         }
-        self.handover.hear(address, self.start.elapsed());
+        self.handover.hear(address, mac, self.start.elapsed());
         self.handover.is_going()
     }
 
@@ -397,7 +409,25 @@ impl Worker {
     /// Sends what is due.
     fn announce(&mut self) {
         let due = self.bursts.due(self.start.elapsed());
-        if due.is_empty() {
+        let frames = due.into_iter().flat_map(|(address, ifindex, mac)| {
+            let frames = frames::announcements(&Frames { address, mac });
+            frames.into_iter().map(move |frame| (ifindex, frame))
+        });
+        self.send("sending announcements", frames.collect());
+    }
+
+    /// Asks who has what is about to be answered for.
+    fn ask(&mut self) {
+        let due = self.handover.ask(self.start.elapsed());
+        let frames = due.into_iter().filter_map(|(address, dev)| {
+            let (_, mac) = self.devices.values().find(|(ifindex, _)| *ifindex == dev)?;
+            Some((dev, frames::question(&Frames { address, mac: *mac })?))
+        });
+        self.send("asking who has addresses", frames.collect());
+    }
+
+    fn send(&mut self, doing: &'static str, frames: Vec<(u32, Vec<u8>)>) {
+        if frames.is_empty() {
             return;
         }
         if self.socket.is_none() {
@@ -408,15 +438,13 @@ impl Worker {
         }
         let Some(socket) = &self.socket else { return };
         let mut outcome = Ok(());
-        for (address, ifindex, mac) in due {
-            for frame in frames::announcements(&Frames { address, mac }) {
-                match socket.send(ifindex, &frame) {
-                    Ok(()) => self.progress.count_frame(),
-                    Err(error) => outcome = Err(error),
-                }
+        for (ifindex, frame) in frames {
+            match socket.send(ifindex, &frame) {
+                Ok(()) => self.progress.count_frame(),
+                Err(error) => outcome = Err(error),
             }
         }
-        self.note("sending announcements", outcome);
+        self.note(doing, outcome);
     }
 
     /// Logs a failure once while it lasts; whether there is none.

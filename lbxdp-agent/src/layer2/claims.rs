@@ -1,4 +1,5 @@
-//! What other nodes say they have: gratuitous ARP and neighbour advertisements that come in.
+//! What other nodes say they have, unasked or asked: gratuitous ARP, answers of ARP, and neighbour
+//! advertisements that come in.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,7 +8,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::frames::{ADVERTISEMENT, TARGET_MAC};
+use super::frames::{ADVERTISEMENT, ANSWER, TARGET_MAC};
 use super::wire;
 
 /// An address, and the link-layer address that it is said to have.
@@ -19,11 +20,12 @@ pub(super) struct Claim {
 
 /// A frame of ARP in which somebody speaks of an address that is its own.
 fn arp(frame: &[u8]) -> Option<Claim> {
-    // Behind Ethernet's header of 14 bytes: the sender's addresses at 8, the target's at 18.
+    // Behind Ethernet's header of 14 bytes: the operation at 6, the sender's addresses at 8, the target's at 18.
     let arp = frame.get(14..42)?;
     let sender: [u8; 4] = arp[14..18].try_into().ok()?;
     let mac = arp[8..14].try_into().ok()?;
-    (arp[24..28] == sender).then_some(Claim { address: Ipv4Addr::from(sender).into(), mac })
+    let is_one = arp[24..28] == sender || arp[6..8] == ANSWER.to_be_bytes();
+    is_one.then_some(Claim { address: Ipv4Addr::from(sender).into(), mac })
 }
 
 /// A message of ICMPv6 that advertises a neighbour.
@@ -127,6 +129,9 @@ mod tests {
         let mut frames = announcements(&Announced { address: [192, 0, 2, 1].into(), mac: MAC });
         frames[0][41] = 9;
         assert_eq!(arp(&frames[0]), None);
+        // Its answer is.
+        frames[0][21] = 2;
+        assert_eq!(arp(&frames[0]), Some(Claim { address: [192, 0, 2, 1].into(), mac: MAC }));
         let whole = frames.remove(1);
         assert!((0..42).all(|length| arp(&whole[..length]).is_none()));
         assert!((0..32).all(|length| advertisement(&vec![136; length]).is_none()));

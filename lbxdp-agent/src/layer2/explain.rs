@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::account::{Account, Agent, NotThere};
 use super::choice::Unfit;
+use super::handover::TAKING_OVER;
 use super::report::Report;
 
 /// So many nodes are named; more are counted.
@@ -99,10 +100,12 @@ impl Reasons {
             );
         }
         for (what, why) in &report.failures {
-            self.advise(
-                format!("On {node} this fails: {what}: {why}."),
-                "It is tried again every second; frames need CAP_NET_RAW.",
-            );
+            let remedy = if *what == TAKING_OVER {
+                "Find out whose link-layer address that is: a node whose agent does not hear the others, or somebody else who was given the address."
+            } else {
+                "It is tried again every second; frames need CAP_NET_RAW."
+            };
+            self.advise(format!("On {node} this fails: {what}: {why}."), remedy);
         }
     }
 

@@ -1,8 +1,9 @@
 //! How an address goes from one node that lives to another: pure.
 //!
-//! The next owner announces the address, and answers for it a moment later; the one that had it answers
-//! until it hears that. So there is always somebody to whom frames may go, and never two who answer. Where
-//! announcements are not heard, two may answer for [`PATIENCE`].
+//! The next owner announces the address, asks a moment later who has it, and answers for it once nobody says
+//! so any more; the one that had it answers until it hears the announcement and knows why. So there is always
+//! somebody to whom frames may go, and never two who answer, whatever they believe of each other. Where
+//! frames of one of them are not heard, two may answer for [`PATIENCE`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,22 +13,51 @@ use crate::apply::announced::Entry;
 
 /// For so long an address is kept for want of a word from the next owner.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
-/// Between the first announcement of a new owner and its first answer: by then the one before has heard of it,
-/// and of why.
+/// A new owner answers when for so long after its first announcement nobody else has said that he has the
+/// address,
 const ANSWER_AFTER: Duration = Duration::from_millis(200);
+/// and until then it asks this often (RFC 5227, 2.1.1; RFC 4862, 5.4).
+const ASK_EVERY: Duration = Duration::from_millis(70);
 /// What was claimed before this node had learned why counts for so long.
 const CLAIM_COUNTS: Duration = Duration::from_secs(5);
+
+/// What fails while somebody else has what is to be answered for from here.
+pub(super) const TAKING_OVER: &str = "taking over addresses";
 
 /// Addresses that come and go. Times are since any moment that stays the same.
 #[derive(Debug, Default)]
 pub(super) struct Handover {
     /// What goes, and until when it is kept at the most.
     going: BTreeMap<Entry, Duration>,
-    /// What comes, and when it is answered for.
-    coming: BTreeMap<Entry, Duration>,
+    /// What comes.
+    coming: BTreeMap<Entry, Coming>,
     /// What others have announced, and when.
     claimed: BTreeMap<IpAddr, Duration>,
 }
+
+/// Something that is to be answered for.
+#[derive(Clone, Copy, Debug)]
+struct Coming {
+    since: Duration,
+    /// When it is answered for.
+    due: Duration,
+    /// When to ask who has it.
+    ask: Duration,
+    /// Who said last that he has it.
+    holder: Option<Mac>,
+}
+
+/// What is answered for from now on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    pub entries: BTreeSet<Entry>,
+    /// Those of them that somebody else had until now: the network may have heard that after it heard of the
+    /// new owner.
+    pub anew: BTreeSet<Entry>,
+}
+
+/// A link-layer address.
+type Mac = [u8; 6];
 
 /// How often something went to somebody else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,10 +69,14 @@ pub(super) struct Gone {
 }
 
 impl Handover {
-    /// Somebody else has announced an address.
-    pub(super) fn hear(&mut self, addr: IpAddr, now: Duration) {
+    /// Somebody else has announced an address, or said when asked that he has it.
+    pub(super) fn hear(&mut self, addr: IpAddr, holder: Mac, now: Duration) {
         self.claimed.retain(|_, at| now < *at + CLAIM_COUNTS);
         self.claimed.insert(addr, now);
+        for (_, coming) in self.coming.iter_mut().filter(|(entry, _)| entry.0 == addr) {
+            coming.due = now + ANSWER_AFTER;
+            coming.holder = Some(holder);
+        }
     }
 
     /// These are answered for as yet, and another node is to do it. Which of them stay a while longer.
@@ -74,7 +108,7 @@ impl Handover {
         coming: BTreeSet<Entry>,
         are_others: bool,
         now: Duration,
-    ) -> BTreeSet<Entry> {
+    ) -> Taken {
         self.coming.retain(|entry, _| coming.contains(entry));
         let after = if are_others { ANSWER_AFTER } else { Duration::ZERO };
         for entry in coming {
@@ -83,9 +117,41 @@ impl Handover {
             }
             // Who had it until now said so.
             self.claimed.remove(&entry.0);
-            self.coming.insert(entry, now + after);
+            let new = Coming { since: now, due: now + after, ask: now + ASK_EVERY, holder: None };
+            self.coming.insert(entry, new);
         }
-        self.coming.iter().filter(|(_, due)| **due <= now).map(|(entry, _)| *entry).collect()
+        let due = self.coming.iter().filter(|(_, coming)| coming.due <= now);
+        let anew = due.clone().filter(|(_, coming)| coming.holder.is_some());
+        let anew = anew.map(|(entry, _)| *entry).collect();
+        Taken { entries: due.map(|(entry, _)| *entry).collect(), anew }
+    }
+
+    /// Those of which to ask now who has them.
+    pub(super) fn ask(&mut self, now: Duration) -> Vec<Entry> {
+        let due = self.coming.iter_mut().filter(|(_, it)| it.ask <= now && now < it.due);
+        let due = due.map(|(entry, coming)| {
+            coming.ask = now + ASK_EVERY;
+            *entry
+        });
+        due.collect()
+    }
+
+    /// Something that somebody else has had for long although it is to be answered for from here, and who.
+    pub(super) fn held(&self, now: Duration) -> Option<(IpAddr, Mac)> {
+        let mut coming = self.coming.iter();
+        coming.find_map(|((addr, _), it)| {
+            it.holder.filter(|_| it.since + PATIENCE <= now && now < it.due).map(|mac| (*addr, mac))
+        })
+    }
+
+    /// Whether something waits until nobody else has it.
+    pub(super) fn is_coming(&self) -> bool {
+        !self.coming.is_empty()
+    }
+
+    /// Whether this one does.
+    pub(super) fn concerns(&self, addr: IpAddr) -> bool {
+        self.coming.keys().any(|entry| entry.0 == addr)
     }
 
     /// Whether something waits for the next owner.
@@ -95,8 +161,13 @@ impl Handover {
 
     /// When to look again.
     pub(super) fn next(&self, now: Duration) -> Option<Duration> {
-        let all = self.going.values().chain(self.coming.values()).copied();
-        all.filter(|due| *due > now).min()
+        let coming = self.coming.values().map(|coming| coming.due);
+        self.going.values().copied().chain(coming).filter(|due| *due > now).min()
+    }
+
+    /// When to ask next.
+    pub(super) fn next_question(&self) -> Option<Duration> {
+        self.coming.values().filter(|it| it.ask < it.due).map(|coming| coming.ask).min()
     }
 }
 
@@ -106,6 +177,7 @@ mod tests {
 
     const A: Entry = (IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 7);
     const B: Entry = (IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2)), 7);
+    const MAC: Mac = [2, 0, 0, 0, 0, 9];
 
     fn at(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -117,7 +189,7 @@ mod tests {
         let both = BTreeSet::from([A, B]);
         assert_eq!(handover.keep(both.clone(), at(0)), (both.clone(), Gone::default()));
         assert_eq!(handover.next(at(0)), Some(PATIENCE));
-        handover.hear(A.0, at(150));
+        handover.hear(A.0, MAC, at(150));
         let gone = Gone { announced: 1, waited: 0 };
         assert_eq!(handover.keep(both, at(150)), ([B].into(), gone));
         assert!(handover.is_going());
@@ -129,31 +201,74 @@ mod tests {
     #[test]
     fn a_claim_may_come_before_the_reason_for_it_but_not_long_before() {
         let mut handover = Handover::default();
-        handover.hear(A.0, at(0));
+        handover.hear(A.0, MAC, at(0));
         assert!(handover.keep([A].into(), at(1_000)).0.is_empty());
         let mut handover = Handover::default();
-        handover.hear(A.0, at(0));
+        handover.hear(A.0, MAC, at(0));
         assert_eq!(handover.keep([A].into(), CLAIM_COUNTS).0, [A].into());
         // Nor one from before this node had the address.
         let mut handover = Handover::default();
-        handover.hear(A.0, at(0));
+        handover.hear(A.0, MAC, at(0));
         handover.take([A].into(), true, at(100));
         assert_eq!(handover.keep([A].into(), at(1_000)).0, [A].into());
+    }
+
+    /// What is answered for at this time.
+    fn taken(handover: &mut Handover, coming: &[Entry], now: Duration) -> BTreeSet<Entry> {
+        handover.take(coming.iter().copied().collect(), true, now).entries
     }
 
     #[test]
     fn what_comes_is_answered_for_once_the_others_have_heard() {
         let mut handover = Handover::default();
-        assert!(handover.take([A].into(), true, at(0)).is_empty());
+        assert!(taken(&mut handover, &[A], at(0)).is_empty());
         assert_eq!(handover.next(at(0)), Some(ANSWER_AFTER));
         // Another one does not make it wait longer.
-        assert!(handover.take([A, B].into(), true, at(50)).is_empty());
-        assert_eq!(handover.take([A, B].into(), true, ANSWER_AFTER), [A].into());
-        assert_eq!(handover.take([B].into(), true, at(250)), [B].into());
-        assert_eq!(handover.take(BTreeSet::new(), true, at(250)), BTreeSet::new());
+        assert!(taken(&mut handover, &[A, B], at(50)).is_empty());
+        assert_eq!(taken(&mut handover, &[A, B], ANSWER_AFTER), [A].into());
+        assert_eq!(taken(&mut handover, &[B], at(250)), [B].into());
+        assert!(taken(&mut handover, &[], at(250)).is_empty());
         assert_eq!(handover.next(at(250)), None);
         // Who is alone waits for nobody.
-        assert_eq!(handover.take([A].into(), false, at(300)), [A].into());
+        let alone = handover.take([A].into(), false, at(300));
+        assert_eq!(alone, Taken { entries: [A].into(), anew: BTreeSet::new() });
+        assert_eq!(handover.next_question(), None);
+    }
+
+    #[test]
+    fn what_somebody_has_is_not_answered_for_before_he_is_silent() {
+        let mut handover = Handover::default();
+        assert!(taken(&mut handover, &[A, B], at(0)).is_empty());
+        let mut now = at(0);
+        // He says so for as long as he is asked, and the other address does not wait for that.
+        for _ in 0..50 {
+            now = handover.next_question().unwrap();
+            assert!(handover.ask(now).contains(&A));
+            handover.hear(A.0, MAC, now);
+            assert!(!taken(&mut handover, &[A, B], now).contains(&A));
+        }
+        assert_eq!(handover.held(now), Some((A.0, MAC)));
+        assert!(taken(&mut handover, &[A, B], now).contains(&B));
+        let end = now + ANSWER_AFTER;
+        assert!(taken(&mut handover, &[A], end - at(1)).is_empty());
+        // It has to be announced once more, unlike what nobody had.
+        let last = handover.take([A].into(), true, end);
+        assert_eq!(last, Taken { entries: [A].into(), anew: [A].into() });
+        assert_eq!(handover.held(end), None);
+        assert!(handover.ask(end).is_empty());
+    }
+
+    #[test]
+    fn who_takes_an_address_asks_twice_at_the_least() {
+        let mut handover = Handover::default();
+        handover.take([A].into(), true, at(0));
+        let mut asked = Vec::new();
+        while let Some(now) = handover.next_question() {
+            assert_eq!(handover.ask(now), [A]);
+            asked.push(now);
+        }
+        assert_eq!(asked, [at(70), at(140)]);
+        assert_eq!(handover.held(at(150)), None);
     }
 
     #[test]

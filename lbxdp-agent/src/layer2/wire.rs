@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
-use super::frames::ADVERTISEMENT;
+use super::frames::{ADVERTISEMENT, ANSWER};
 
 /// Sends frames. Needs `CAP_NET_RAW`.
 #[derive(Debug)]
@@ -54,19 +54,24 @@ fn raw_socket(family: i32, protocol: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Hears, on every device, frames of ARP whose sender asks or tells about its own address. Needs
+/// Hears, on every device, frames of ARP whose sender asks or tells about its own address, and answers. Needs
 /// `CAP_NET_RAW`.
 pub fn hear_arp() -> io::Result<OwnedFd> {
-    // Of the frame: sender's and target's address.
+    // Of the frame: the operation, sender's and target's address.
+    const OPERATION: u32 = 20;
     const SENDER: u32 = 28;
     const TARGET: u32 = 38;
+    let load_half = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
     let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    let is = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     let keep = (libc::BPF_MISC | libc::BPF_TAX) as u16;
     let is_equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_X) as u16;
     let answer = (libc::BPF_RET | libc::BPF_K) as u16;
     let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
     // Networks ask all day; the thread that announces is not woken for that.
     let mut filter = [
+        step(load_half, OPERATION, 0, 0),
+        step(is, ANSWER.into(), 4, 0),
         step(load, SENDER, 0, 0),
         step(keep, 0, 0, 0),
         step(load, TARGET, 0, 0),
@@ -113,15 +118,6 @@ fn set_option<T>(socket: &OwnedFd, level: i32, option: i32, value: &T) -> io::Re
         )
     };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// The group in which those are that have this address (RFC 4291, 2.7.1). Neighbours ask there, and a
-/// switch that follows memberships, or a card that filters, hands on nothing for a group without members.
-pub fn solicited_node(address: IpAddr) -> Option<Ipv6Addr> {
-    let IpAddr::V6(address) = address else { return None };
-    let [.., a, b, c] = address.octets();
-    let (high, low) = (0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
-    Some(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, high, low))
 }
 
 /// A group on a device.
@@ -183,16 +179,4 @@ fn membership(socket: &OwnedFd, option: i32, (ifindex, group): Group) -> io::Res
         ipv6mr_interface: ifindex,
     };
     set_option(socket, libc::IPPROTO_IPV6, option, &request)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_group_has_the_last_bytes_of_the_address() {
-        let group = solicited_node("2001:db8::1:203:405".parse().unwrap());
-        assert_eq!(group, Some("ff02::1:ff03:405".parse().unwrap()));
-        assert_eq!(solicited_node([192, 0, 2, 1].into()), None);
-    }
 }
