@@ -97,8 +97,8 @@ struct Read {
     record: Option<Record>,
     /// When it was first seen to be as it is.
     since: Instant,
-    /// Whether it was seen to change then.
-    is_change: bool,
+    /// When it was seen last to be as it was before.
+    before: Option<Instant>,
     looked: Instant,
 }
 
@@ -123,9 +123,12 @@ impl Leases {
     pub(super) fn saw(&mut self, node: &str, record: Option<Record>, now: Instant) {
         match self.read.get_mut(node) {
             Some(read) if read.record == record => read.looked = now,
-            Some(read) => *read = Read { record, since: now, is_change: true, looked: now },
+            Some(read) => {
+                let before = Some(read.looked);
+                *read = Read { record, since: now, before, looked: now };
+            }
             None => {
-                let read = Read { record, since: now, is_change: false, looked: now };
+                let read = Read { record, since: now, before: None, looked: now };
                 self.read.insert(node.to_owned(), read);
             }
         }
@@ -149,11 +152,10 @@ impl Leases {
         if read.is_old() {
             return Lease::Old;
         }
-        let lasts = read.record.as_ref().map(|record| record.lasts).unwrap_or_default();
         match down {
             None => Lease::Renewed,
-            // The last renewal before the end may be read a little after it.
-            Some(down) if read.is_change && read.since > down + lasts / LASTS => Lease::Renewed,
+            // The last renewal before the end may be read long after it.
+            Some(down) if read.before.is_some_and(|before| before >= down) => Lease::Renewed,
             Some(_) => Lease::Untold,
         }
     }
@@ -254,15 +256,16 @@ mod tests {
     }
 
     #[test]
-    fn only_a_renewal_well_after_the_verdict_speaks_against_it() {
+    fn only_a_renewal_after_the_verdict_speaks_against_it() {
         let down = Instant::now() + 20 * SECOND;
         let mut leases = Leases::default();
         leases.saw("a", Some(record("a", 1)), down - SECOND);
         assert_eq!(leases.says("a", Some(down)), Lease::Untold);
-        // Renewed just before the crash, read just after it was noticed.
-        leases.saw("a", Some(record("a", 2)), down + SECOND);
+        // Renewed just before the crash, read long after it was noticed.
+        leases.saw("a", Some(record("a", 2)), down + 3 * SECOND);
+        leases.saw("a", Some(record("a", 2)), down + 5 * SECOND);
         assert_eq!(leases.says("a", Some(down)), Lease::Untold);
-        leases.saw("a", Some(record("a", 3)), down + 3 * SECOND);
+        leases.saw("a", Some(record("a", 3)), down + 7 * SECOND);
         assert_eq!(leases.says("a", Some(down)), Lease::Renewed);
         // Seen for the first time: it may be as old as can be.
         leases.saw("b", Some(record("b", 3)), down + 3 * SECOND);
