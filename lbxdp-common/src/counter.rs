@@ -64,6 +64,9 @@ numbered! {
         LeftToStack = 25 "left_to_stack",
         /// The link-layer address of an announced address was asked for, and told (ARP or NDP).
         NeighbourTold = 26 "neighbour_told",
+        /// A packet of a connection that is unknown here was handed back to the node that had its
+        /// announced address before.
+        HandedBack = 27 "handed_back",
     }
 }
 

@@ -5,9 +5,9 @@
 //! whose meaning changes as a whole does. A field that a reader knows and a writer does not is zero.
 
 use crate::{
-    AddressFlags, Affinity, AffinityKey, AnnouncedKey, Backend, Descriptor, Device, FragmentKey,
-    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey, SocketKey, SocketPeer,
-    TableBlock, Watch, flow_set::Entry, range::PrefixedRange,
+    AddressFlags, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, Descriptor, Device,
+    FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey,
+    SocketKey, SocketPeer, TableBlock, Watch, flow_set::Entry, range::PrefixedRange,
 };
 
 /// A field of a key or a value.
@@ -160,8 +160,8 @@ pub const MAPS: [Layout; 34] = [
     map::<V4, AddressFlags>("addresses_v4", Upkeep::Agent),
     map::<V6, AddressFlags>("addresses_v6", Upkeep::Agent),
     map::<AffinityKey, Affinity>("affinity", Upkeep::Latest("last_used")),
-    map::<AnnouncedKey<V4>, u32>("announced_v4", Upkeep::Agent),
-    map::<AnnouncedKey<V6>, u32>("announced_v6", Upkeep::Agent),
+    map::<AnnouncedKey<V4>, Announced>("announced_v4", Upkeep::Agent),
+    map::<AnnouncedKey<V6>, Announced>("announced_v6", Upkeep::Agent),
     map::<u32, Backend<V4>>("backends_v4", Upkeep::Agent),
     map::<u32, Backend<V6>>("backends_v6", Upkeep::Agent),
     map::<u32, u64>("counters", Upkeep::Sum),

@@ -33,7 +33,7 @@ pub mod socket;
 mod pod;
 
 pub use affinity::{Affinity, AffinityKey, MemberKey};
-pub use announced::{AnnouncedKey, Watch};
+pub use announced::{Announced, AnnouncedKey, Watch};
 pub use backend::Backend;
 pub use cidr::{Cidr, Cidrs, MAX_SERVICE_CIDRS};
 pub use counter::Counter;
@@ -58,7 +58,7 @@ pub use socket::{SocketKey, SocketPeer};
 ///
 /// The feature `next-layout` stands for the next version in tests: the same with fields in other
 /// places, so that nothing that takes one layout for the other goes unnoticed.
-pub const ABI_VERSION: u32 = 4 + cfg!(feature = "next-layout") as u32;
+pub const ABI_VERSION: u32 = 5 + cfg!(feature = "next-layout") as u32;
 
 /// IANA protocol number of TCP.
 pub const IPPROTO_TCP: u8 = 6;

@@ -3,9 +3,9 @@
 use aya::Pod;
 
 use crate::{
-    AddressFlags, Affinity, AffinityKey, AnnouncedKey, Backend, Cidr, Descriptor, Device, Flow,
-    FlowKey, FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey,
-    Octets, RangeKey, SocketKey, SocketPeer, TableBlock, Watch, flow_set::FlowSet,
+    AddressFlags, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, Cidr, Descriptor,
+    Device, Flow, FlowKey, FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats,
+    Hop, MemberKey, Octets, RangeKey, SocketKey, SocketPeer, TableBlock, Watch, flow_set::FlowSet,
 };
 
 // SAFETY: each type is `repr(C)` of integers and byte arrays without padding (sizes are asserted
@@ -15,6 +15,8 @@ unsafe impl Pod for AddressFlags {}
 unsafe impl Pod for TableBlock {}
 // SAFETY: as above.
 unsafe impl Pod for Watch {}
+// SAFETY: as above.
+unsafe impl Pod for Announced {}
 // SAFETY: as above.
 unsafe impl<A: Octets> Pod for AnnouncedKey<A> {}
 // SAFETY: as above.

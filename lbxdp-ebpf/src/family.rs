@@ -5,8 +5,8 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap},
 };
 use lbxdp_common::{
-    AddressFlags, AnnouncedKey, Backend, Cidrs, Descriptor, Device, FragmentKey, FragmentPorts,
-    FrontendKey, FrontendStats, Octets, RangeKey,
+    AddressFlags, Announced, AnnouncedKey, Backend, Cidrs, Descriptor, Device, FragmentKey,
+    FragmentPorts, FrontendKey, FrontendStats, Octets, RangeKey,
     limits::{
         MAX_ADDRESSES, MAX_ANNOUNCED, MAX_BACKENDS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_RANGES,
     },
@@ -82,7 +82,7 @@ pub trait Family: flow::call::Calls<Self::Addr> + 'static {
     /// The `addresses` map.
     fn address_map() -> &'static HashMap<Self::Addr, AddressFlags, MAX_ADDRESSES>;
     /// The `announced` map.
-    fn announced_map() -> &'static HashMap<AnnouncedKey<Self::Addr>, u32, MAX_ANNOUNCED>;
+    fn announced_map() -> &'static HashMap<AnnouncedKey<Self::Addr>, Announced, MAX_ANNOUNCED>;
     /// The `frontends` map.
     fn frontend_map() -> &'static HashMap<FrontendKey<Self::Addr>, u32, MAX_FRONTENDS>;
     /// The `descriptors` map.
@@ -183,7 +183,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn announced_map() -> &'static HashMap<AnnouncedKey<[u8; 4]>, u32, MAX_ANNOUNCED> {
+    fn announced_map() -> &'static HashMap<AnnouncedKey<[u8; 4]>, Announced, MAX_ANNOUNCED> {
         &maps::announced_v4
     }
 
@@ -301,7 +301,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn announced_map() -> &'static HashMap<AnnouncedKey<[u8; 16]>, u32, MAX_ANNOUNCED> {
+    fn announced_map() -> &'static HashMap<AnnouncedKey<[u8; 16]>, Announced, MAX_ANNOUNCED> {
         &maps::announced_v6
     }
 

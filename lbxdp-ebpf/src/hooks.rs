@@ -11,7 +11,7 @@ use lbxdp_common::{AddressFlags, Counter, DropReason, Flow};
 use crate::{
     family::Family,
     icmp, ingress,
-    lookup::count,
+    lookup::{announced, count},
     packet::{Aligned, Packet, Pair, read_words},
     parse::{Kind, Segment},
     rewrite::Rewriter,
@@ -107,6 +107,27 @@ fn rewrite<F: Family, P: Packet + Rewriter>(
         account::<F, _>(packet, segment, flow);
     }
     is_done
+}
+
+/// Sends a packet on to the node that had its destination before, as a router would.
+#[inline(always)]
+fn hand_back<F: Family, P: Packet + Rewriter>(
+    packet: &P,
+    segment: &Segment<F::Addr>,
+    ifindex: u32,
+    own: [u8; 6],
+) -> Outcome {
+    if segment.ttl <= 1 {
+        return Outcome::Drop(DropReason::TtlExceeded);
+    }
+    // As a part of the verdict it would be a register that the verifier takes for unset elsewhere.
+    let Some(to) = announced::before::<F>(segment.key.dst, ifindex) else { return Outcome::Pass };
+    if packet.hop::<F>(segment) && packet.put(0, &to) && packet.put(6, &own) {
+        count::event(Counter::HandedBack);
+        Outcome::Transmit
+    } else {
+        Outcome::Drop(DropReason::RewriteFailed)
+    }
 }
 
 /// Turns an echo request into its reply, as often as ICMP messages may be sent.

@@ -2,22 +2,25 @@
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use lbxdp_common::{
-    AddressFlags, AffinityKey, DropReason, Hook, IPPROTO_SCTP, Octets as _, flow_hash,
+    AddressFlags, AffinityKey, DropReason, Hook, IPPROTO_SCTP, IPPROTO_UDP, Octets as _, flow_hash,
 };
 
 use crate::{
     family::Family,
     icmp,
     lookup::{
-        address,
+        address, announced,
         backend::{self, NoChoice, Side},
         flow::{self, Found, NotCreated},
         fragment, mode, port, range,
     },
-    packet::Packet,
+    packet::{Packet, read},
     parse::{Kind, Unparsed},
     work::Work,
 };
+
+/// Offset of the link-layer source.
+const SOURCE_MAC: usize = 6;
 
 /// What is to become of a packet.
 #[derive(Clone, Copy)]
@@ -32,6 +35,8 @@ pub enum Verdict {
     Echo,
     /// It becomes what [`Work::flow`] says.
     Translate,
+    /// It is for the node that had the address before.
+    HandBack,
 }
 
 /// The clock of flows: nanoseconds of `CLOCK_MONOTONIC_COARSE`. Linux 5.11.
@@ -52,15 +57,16 @@ pub fn destination<F: Family>(addr: &F::Addr) -> Option<AddressFlags> {
     }
 }
 
-/// Parses the rest of a packet for `address` that came in at `hook` and decides about it.
+/// Parses the rest of a packet for `address` that came in at `hook`, by this device, and decides about it.
 #[inline(always)]
 pub fn decide<F: Family, P: Packet>(
     packet: &P,
     work: &mut Work<F::Addr>,
     hook: Hook,
+    ifindex: u32,
     address: AddressFlags,
 ) -> Verdict {
-    let verdict = judge::<F, P>(packet, work, hook, address);
+    let verdict = judge::<F, P>(packet, work, hook, ifindex, address);
     if matches!(verdict, Verdict::Translate) {
         if fragment::is_unchangeable::<F>(work) {
             return Verdict::Drop(DropReason::SctpFragment);
@@ -75,6 +81,7 @@ fn judge<F: Family, P: Packet>(
     packet: &P,
     work: &mut Work<F::Addr>,
     hook: Hook,
+    ifindex: u32,
     address: AddressFlags,
 ) -> Verdict {
     if address.flags == 0 {
@@ -125,6 +132,15 @@ fn judge<F: Family, P: Packet>(
         return Verdict::Pass;
     }
     let Some(frontend) = frontend else { return nobody(address) };
+    let begins = flow::begins(work.segment.tcp_flags) || work.segment.key.protocol == IPPROTO_UDP;
+    if hook == Hook::Ingress
+        && !begins
+        && let Some(before) = announced::before::<F>(work.segment.key.dst, ifindex)
+        // What comes from there stays here: it must not go round.
+        && read::<[u8; 6], _>(packet, SOURCE_MAC) != Some(before)
+    {
+        return Verdict::HandBack;
+    }
     if let Some(reason) = martian::<F>(&work.segment.key.src) {
         return Verdict::Drop(reason);
     }

@@ -11,9 +11,9 @@ use lbxdp_common::limits::{
     PORT_WORDS, TABLE_BLOCKS,
 };
 use lbxdp_common::{
-    ABI_VERSION, AddressFlags, Affinity, AffinityKey, AnnouncedKey, Backend, Descriptor, Device,
-    FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey, RangeKey,
-    SocketKey, SocketPeer, TableBlock, Watch, counter, drop_reason,
+    ABI_VERSION, AddressFlags, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, Descriptor,
+    Device, FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey,
+    RangeKey, SocketKey, SocketPeer, TableBlock, Watch, counter, drop_reason,
 };
 
 const INDEX: usize = size_of::<u32>();
@@ -28,8 +28,8 @@ fn expected() -> Vec<(&'static str, usize, usize, usize)> {
         ("addresses_v4", 4, size_of::<AddressFlags>(), MAX_ADDRESSES),
         ("addresses_v6", 16, size_of::<AddressFlags>(), MAX_ADDRESSES),
         ("affinity", size_of::<AffinityKey>(), size_of::<Affinity>(), MAX_AFFINITIES),
-        ("announced_v4", size_of::<AnnouncedKey<V4>>(), size_of::<u32>(), MAX_ANNOUNCED),
-        ("announced_v6", size_of::<AnnouncedKey<V6>>(), size_of::<u32>(), MAX_ANNOUNCED),
+        ("announced_v4", size_of::<AnnouncedKey<V4>>(), size_of::<Announced>(), MAX_ANNOUNCED),
+        ("announced_v6", size_of::<AnnouncedKey<V6>>(), size_of::<Announced>(), MAX_ANNOUNCED),
         ("backends_v4", INDEX, size_of::<Backend<V4>>(), MAX_BACKENDS),
         ("backends_v6", INDEX, size_of::<Backend<V6>>(), MAX_BACKENDS),
         ("counters", INDEX, size_of::<u64>(), counter::SLOTS),
@@ -81,7 +81,7 @@ fn the_object_has_exactly_the_maps_that_are_pinned() {
         .map(|(name, key, value, entries)| (name.to_owned(), [key, value, entries]))
         .collect();
     assert_eq!(found, expected, "a changed layout needs another ABI_VERSION");
-    assert_eq!(ABI_VERSION, 4);
+    assert_eq!(ABI_VERSION, 5);
 }
 
 /// Map memory is charged to the pod that creates the maps: the bound of what a container needs.

@@ -1,11 +1,12 @@
 //! The maps of what this node answers for on a local network: `announced_v4`, `announced_v6`, `watch`.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
+pub use lbxdp_common::Announced as Way;
 use lbxdp_common::{AnnouncedKey, Watch};
 
 use super::MapError;
@@ -22,8 +23,8 @@ pub type Entry = (IpAddr, u32);
 
 /// The addresses of both families.
 pub struct Announced {
-    v4: Hash<AnnouncedKey<[u8; 4]>, u32>,
-    v6: Hash<AnnouncedKey<[u8; 16]>, u32>,
+    v4: Hash<AnnouncedKey<[u8; 4]>, Way>,
+    v6: Hash<AnnouncedKey<[u8; 16]>, Way>,
 }
 
 impl Announced {
@@ -32,30 +33,31 @@ impl Announced {
         Ok(Self { v4: Hash::open(pins, V4, access)?, v6: Hash::open(pins, V6, access)? })
     }
 
-    /// What is answered for.
-    pub fn read(&self) -> Result<BTreeSet<Entry>, MapError> {
+    /// What is there.
+    pub fn read(&self) -> Result<BTreeMap<Entry, Way>, MapError> {
         let v4 = self.v4.read()?;
         let v6 = self.v6.read()?;
-        let v4 = v4.iter().map(|(key, _)| (key.addr.ip(), key.ifindex));
-        Ok(v4.chain(v6.iter().map(|(key, _)| (key.addr.ip(), key.ifindex))).collect())
+        let v4 = v4.iter().map(|(key, way)| ((key.addr.ip(), key.ifindex), *way));
+        let v6 = v6.iter().map(|(key, way)| ((key.addr.ip(), key.ifindex), *way));
+        Ok(v4.chain(v6).collect())
     }
 
-    /// Answers for an address.
-    pub fn insert(&mut self, (addr, ifindex): Entry) -> Result<(), MapError> {
+    /// What becomes of packets for an address from now on.
+    pub fn insert(&mut self, (addr, ifindex): Entry, way: Way) -> Result<(), MapError> {
         let (name, inserted) = match addr {
             IpAddr::V4(addr) => {
                 let key = AnnouncedKey { addr: addr.octets(), ifindex };
-                (V4, self.v4.map.insert(key, 0, 0))
+                (V4, self.v4.map.insert(key, way, 0))
             }
             IpAddr::V6(addr) => {
                 let key = AnnouncedKey { addr: addr.octets(), ifindex };
-                (V6, self.v6.map.insert(key, 0, 0))
+                (V6, self.v6.map.insert(key, way, 0))
             }
         };
         inserted.map_err(io_error).map_err(map_error(name, addr))
     }
 
-    /// Answers for it no more.
+    /// It is nothing any more.
     pub fn remove(&mut self, (addr, ifindex): Entry) -> Result<(), MapError> {
         let (name, removed) = match addr {
             IpAddr::V4(addr) => {

@@ -25,7 +25,7 @@ use super::seen::Seen;
 use super::share::{self, Balancers, Here};
 use super::wire::{FrameSocket, Group, Groups};
 use super::{GATE, Progress};
-use crate::apply::announced::{Announced, Entry, Gate};
+use crate::apply::announced::{Announced, Entry, Gate, Way as Written};
 use crate::health::Health;
 use crate::members::{Members, Says};
 use crate::netlink::Network;
@@ -83,13 +83,15 @@ impl Announcer {
     /// Starts. What an earlier agent answered for is answered for no more until this one has decided.
     pub fn start(pins: &Pins, inputs: Inputs) -> anyhow::Result<Self> {
         let maps = Announced::open(pins, Access::ReadWrite)?;
-        let known = maps.read()?;
+        let written = maps.read()?;
         let gate = Gate::open(pins)?;
         let progress = Arc::clone(&inputs.health.layer2);
         let worker = Worker {
             devices: Devices::new(),
             maps,
-            known,
+            written,
+            previous: BTreeMap::new(),
+            owners: BTreeMap::new(),
             gate,
             fading: Fading::default(),
             handover: Handover::default(),
@@ -141,7 +143,11 @@ struct Worker {
     devices: Devices,
     maps: Announced,
     /// What is in the maps.
-    known: BTreeSet<Entry>,
+    written: BTreeMap<Entry, Written>,
+    /// The names of the nodes that owned addresses before this one did.
+    previous: BTreeMap<IpAddr, String>,
+    /// And of those that own addresses, by the last decision.
+    owners: BTreeMap<IpAddr, String>,
     gate: Gate,
     fading: Fading,
     handover: Handover,
@@ -160,8 +166,7 @@ struct Worker {
 
 impl Worker {
     async fn run(mut self, mut inputs: Inputs, mut course: watch::Receiver<Course>) {
-        // Others may have it by now, and then it is announced before it is answered for.
-        self.withdraw(&BTreeSet::new());
+        self.fall_silent();
         let mut decide_due = Some(Instant::now());
         let mut push_due = None;
         loop {
@@ -177,7 +182,7 @@ impl Worker {
                     break;
                 }
                 // What is answered for from now on is answered for at once.
-                push_due = (!self.known.is_empty()).then_some(now);
+                push_due = self.answers().next().is_some().then_some(now);
             }
             if self.say(&inputs) {
                 decide_due = Some(now);
@@ -259,14 +264,22 @@ impl Worker {
                 if here.is_healthy {
                     of_others = share::of_others(&owners, &here.name);
                 }
+                let owners =
+                    owners.iter().filter_map(|(addr, choice)| Some((*addr, choice.owner()?)));
+                self.note_owners(
+                    owners.map(|(addr, name)| (addr, name.to_owned())).collect(),
+                    &here.name,
+                );
             }
+            // What is handed back stays so until it is known whose the address is.
+            (None, _) | (_, None) if self.answers().next().is_none() => return true,
             _ => {}
         }
         // Whoever sees nobody may be wrong.
         let known = resources.iter().flat_map(|it| &it.written.nodes).map(|node| &node.name);
         let are_others = members.alive.iter().chain(known).any(|name| *name != inputs.node);
-        let is_done = self.follow(&ways, &of_others, are_others);
-        let answered = self.known.iter().map(|(addr, dev)| (*addr, self.name(*dev))).collect();
+        let is_done = self.follow(&ways, &of_others, are_others, &members.dead);
+        let answered = self.answers().map(|(addr, dev)| (addr, self.name(dev))).collect();
         let failures = self.failures.clone();
         let is_off = !inputs.is_on;
         let seen = Seen { is_off, here, resources, balancers, members, answered, failures };
@@ -288,12 +301,14 @@ impl Worker {
         ways: &BTreeSet<Way>,
         of_others: &BTreeSet<IpAddr>,
         are_others: bool,
+        dead: &BTreeSet<String>,
     ) -> bool {
         let now = self.start.elapsed();
+        let known: BTreeSet<Entry> = self.answers().collect();
         let wanted: BTreeSet<Entry> = ways.iter().map(|(addr, dev, _)| (*addr, *dev)).collect();
         let devices: BTreeSet<u32> = self.devices.values().map(|(ifindex, _)| *ifindex).collect();
         let can_stay = |(addr, dev): &&Entry| of_others.contains(addr) && devices.contains(dev);
-        let going = self.known.difference(&wanted).filter(can_stay).copied().collect();
+        let going = known.difference(&wanted).filter(can_stay).copied().collect();
         let (mut stay, gone) = self.handover.keep(going, now);
         self.progress.count_gone(gone.announced, gone.waited);
         if gone.waited > 0 {
@@ -302,19 +317,23 @@ impl Worker {
         }
         stay.extend(&wanted);
         let mut is_done = self.withdraw(&stay);
-        let coming = wanted.difference(&self.known).copied().collect();
+        let coming = wanted.difference(&known).copied().collect();
         let taken = self.handover.take(coming, are_others, now);
-        for entry in &taken.entries {
-            let inserted = self.maps.insert(*entry);
-            if self.note("answering for addresses", inserted.map_err(io::Error::other)) {
-                tracing::info!(address = %entry.0, ifindex = entry.1, "announcing");
-                self.known.insert(*entry);
-            } else {
-                is_done = false;
-            }
+        for (entry, holder) in self.handover.holders() {
+            is_done &= self.write(entry, Written { before: holder, ..Written::default() });
         }
-        let group = |(addr, ifindex): &Entry| Some((*ifindex, solicited_node(*addr)?));
-        let groups: BTreeSet<Group> = self.known.iter().filter_map(group).collect();
+        for (entry, holder) in &taken.entries {
+            let before =
+                holder.or_else(|| Some(self.written.get(entry)?.before)).unwrap_or_default();
+            let is_written = self.write(*entry, Written { before, is_answered: 1, unused: 0 });
+            if is_written {
+                tracing::info!(address = %entry.0, ifindex = entry.1, "announcing");
+            }
+            is_done &= is_written;
+        }
+        self.forget(dead);
+        let group = |(addr, ifindex): Entry| Some((ifindex, solicited_node(addr)?));
+        let groups: BTreeSet<Group> = self.answers().filter_map(group).collect();
         let left = self.groups.joined().filter(|group| !groups.contains(group)).copied();
         for group in left.collect::<Vec<_>>() {
             self.groups.leave(group);
@@ -325,27 +344,77 @@ impl Worker {
         }
         self.listen();
         // What is about to be answered for is announced first; what cannot be is not.
-        let ways = if is_done { ways.clone() } else { self.answered(ways) };
-        self.bursts.set(now, &ways);
+        let answers: BTreeSet<Entry> = self.answers().collect();
+        let is_announced = |(addr, dev, _): &&Way| {
+            let entry = (*addr, *dev);
+            answers.contains(&entry) || is_done && self.handover.is_announced(&entry, now)
+        };
+        self.bursts.set(now, &ways.iter().filter(is_announced).copied().collect());
         self.bursts.again(now, |(addr, dev, _)| taken.anew.contains(&(*addr, *dev)));
         let held = self.handover.held(now).map_or(Ok(()), |(addr, mac)| {
             let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
             Err(io::Error::other(format!("{addr} is answered for by {mac}")))
         });
         self.note(TAKING_OVER, held);
-        self.progress.set_announced(self.known.iter().map(|(addr, _)| *addr).collect());
+        self.progress.set_announced(answers.into_iter().map(|(addr, _)| addr).collect());
         is_done
     }
 
-    /// Those that programs answer for.
-    fn answered(&self, ways: &BTreeSet<Way>) -> BTreeSet<Way> {
-        let is_known = |(addr, dev, _): &&Way| self.known.contains(&(*addr, *dev));
-        ways.iter().filter(is_known).copied().collect()
+    /// What programs answer for.
+    fn answers(&self) -> impl Iterator<Item = Entry> + use<'_> {
+        let answered = self.written.iter().filter(|(_, written)| written.is_answered != 0);
+        answered.map(|(entry, _)| *entry)
+    }
+
+    /// Has them do this; whether that worked.
+    fn write(&mut self, entry: Entry, written: Written) -> bool {
+        if self.written.get(&entry) == Some(&written) {
+            return true;
+        }
+        let inserted = self.maps.insert(entry, written).map_err(io::Error::other);
+        let is_done = self.note("answering for addresses", inserted);
+        if is_done {
+            self.written.insert(entry, written);
+        }
+        is_done
+    }
+
+    /// What an earlier agent answered for is answered for no more: others may have it by now. But what it
+    /// handed back still is.
+    fn fall_silent(&mut self) {
+        for (entry, written) in self.written.clone() {
+            if written.before != [0; 6] {
+                self.write(entry, Written { is_answered: 0, ..written });
+            }
+        }
+        let silent = self.written.iter().filter(|(_, written)| written.is_answered == 0);
+        self.withdraw(&silent.map(|(entry, _)| *entry).collect());
+    }
+
+    /// These own the addresses from now on.
+    fn note_owners(&mut self, owners: BTreeMap<IpAddr, String>, this: &str) {
+        for (addr, _) in owners.iter().filter(|(_, name)| *name == this) {
+            if let Some(previous) = self.owners.get(addr).filter(|name| *name != this) {
+                self.previous.insert(*addr, previous.clone());
+            }
+        }
+        self.previous.retain(|addr, _| owners.get(addr).is_some_and(|name| name == this));
+        self.owners = owners;
+    }
+
+    /// Nothing is handed back to a node that is lost.
+    fn forget(&mut self, dead: &BTreeSet<String>) {
+        for (entry, written) in self.written.clone() {
+            let is_lost = self.previous.get(&entry.0).is_some_and(|name| dead.contains(name));
+            if is_lost && written.before != [0; 6] {
+                self.write(entry, Written { before: [0; 6], ..written });
+            }
+        }
     }
 
     /// Hears others as long as something is answered for, or about to be.
     fn listen(&mut self) {
-        if self.known.is_empty() && !self.handover.is_coming() {
+        if self.answers().next().is_none() && !self.handover.is_coming() {
             self.ears = None;
         } else if self.ears.is_none() {
             let opened = Ears::open();
@@ -365,23 +434,23 @@ impl Worker {
             }
         };
         let is_own = self.devices.values().any(|(_, own)| *own == mac);
-        let is_known = self.known.iter().any(|(addr, _)| *addr == address);
+        let is_known = self.answers().any(|(addr, _)| addr == address);
         if is_own || !(is_known || self.handover.concerns(address)) {
             return false;
         }
-        self.handover.hear(address, mac, self.start.elapsed());
-        self.handover.is_going()
+        self.handover.hear(address, mac, self.start.elapsed())
     }
 
     /// Has programs answer for nothing but these; whether that worked.
     fn withdraw(&mut self, but: &BTreeSet<Entry>) -> bool {
         let mut is_done = true;
-        let gone: Vec<Entry> = self.known.difference(but).copied().collect();
+        let gone = self.written.keys().filter(|entry| !but.contains(entry));
+        let gone: Vec<Entry> = gone.copied().collect();
         for entry in gone {
             let removed = self.maps.remove(entry);
             if self.note("withdrawing addresses", removed.map_err(io::Error::other)) {
                 tracing::info!(address = %entry.0, ifindex = entry.1, "withdrawn");
-                self.known.remove(&entry);
+                self.written.remove(&entry);
             } else {
                 is_done = false;
             }

@@ -1,9 +1,10 @@
 //! How an address goes from one node that lives to another: pure.
 //!
-//! The next owner announces the address, asks a moment later who has it, and answers for it once nobody says
-//! so any more; the one that had it answers until it hears the announcement and knows why. So there is always
-//! somebody to whom frames may go, and never two who answer, whatever they believe of each other. Where
-//! frames of one of them are not heard, two may answer for [`PATIENCE`].
+//! The next owner asks who has the address, announces it, asks again, and answers for it once nobody says any
+//! more that he has it; the one that had it answers until it hears the announcement and knows why. So there is
+//! always somebody to whom frames may go, and never two who answer, whatever they believe of each other. Where
+//! frames of one of them are not heard, two may answer for [`PATIENCE`]. Who had it is known by then: what
+//! connections that began there send is handed back to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,6 +14,8 @@ use crate::apply::announced::Entry;
 
 /// For so long an address is kept for want of a word from the next owner.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// Whoever has the address says so within this time after the first question; then it is announced.
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(20);
 /// A new owner answers when for so long after its first announcement nobody else has said that he has the
 /// address,
 const ANSWER_AFTER: Duration = Duration::from_millis(200);
@@ -39,20 +42,25 @@ pub(super) struct Handover {
 #[derive(Clone, Copy, Debug)]
 struct Coming {
     since: Duration,
+    /// When it is announced.
+    announce: Duration,
     /// When it is answered for.
     due: Duration,
     /// When to ask who has it.
     ask: Duration,
-    /// Who said last that he has it.
+    /// Who said last that he has it,
     holder: Option<Mac>,
+    /// and whether he did after it was announced from here.
+    is_held: bool,
 }
 
 /// What is answered for from now on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Taken {
-    pub entries: BTreeSet<Entry>,
-    /// Those of them that somebody else had until now: the network may have heard that after it heard of the
-    /// new owner.
+    /// With the one who had it.
+    pub entries: BTreeMap<Entry, Option<Mac>>,
+    /// Those of them that he said to have after they were announced from here: the network may have heard
+    /// that last.
     pub anew: BTreeSet<Entry>,
 }
 
@@ -69,14 +77,19 @@ pub(super) struct Gone {
 }
 
 impl Handover {
-    /// Somebody else has announced an address, or said when asked that he has it.
-    pub(super) fn hear(&mut self, addr: IpAddr, holder: Mac, now: Duration) {
+    /// Somebody else has announced an address, or said when asked that he has it. Whether that changes what is
+    /// to be done now.
+    pub(super) fn hear(&mut self, addr: IpAddr, holder: Mac, now: Duration) -> bool {
         self.claimed.retain(|_, at| now < *at + CLAIM_COUNTS);
         self.claimed.insert(addr, now);
+        let mut is_news = false;
         for (_, coming) in self.coming.iter_mut().filter(|(entry, _)| entry.0 == addr) {
             coming.due = now + ANSWER_AFTER;
-            coming.holder = Some(holder);
+            coming.is_held |= coming.announce <= now;
+            coming.announce = coming.announce.min(now);
+            is_news |= coming.holder.replace(holder) != Some(holder);
         }
+        is_news || self.is_going()
     }
 
     /// These are answered for as yet, and another node is to do it. Which of them stay a while longer.
@@ -110,20 +123,38 @@ impl Handover {
         now: Duration,
     ) -> Taken {
         self.coming.retain(|entry, _| coming.contains(entry));
-        let after = if are_others { ANSWER_AFTER } else { Duration::ZERO };
+        let [announce, due] =
+            if are_others { [ANNOUNCE_AFTER, ANSWER_AFTER] } else { [Duration::ZERO; 2] };
         for entry in coming {
             if self.coming.contains_key(&entry) {
                 continue;
             }
             // Who had it until now said so.
             self.claimed.remove(&entry.0);
-            let new = Coming { since: now, due: now + after, ask: now + ASK_EVERY, holder: None };
+            let new = Coming {
+                since: now,
+                announce: now + announce,
+                due: now + due,
+                ask: now,
+                holder: None,
+                is_held: false,
+            };
             self.coming.insert(entry, new);
         }
         let due = self.coming.iter().filter(|(_, coming)| coming.due <= now);
-        let anew = due.clone().filter(|(_, coming)| coming.holder.is_some());
+        let anew = due.clone().filter(|(_, coming)| coming.is_held);
         let anew = anew.map(|(entry, _)| *entry).collect();
-        Taken { entries: due.map(|(entry, _)| *entry).collect(), anew }
+        Taken { entries: due.map(|(entry, coming)| (*entry, coming.holder)).collect(), anew }
+    }
+
+    /// What comes and somebody else has, and who that is.
+    pub(super) fn holders(&self) -> BTreeMap<Entry, Mac> {
+        self.coming.iter().filter_map(|(entry, coming)| Some((*entry, coming.holder?))).collect()
+    }
+
+    /// What comes and is announced already.
+    pub(super) fn is_announced(&self, entry: &Entry, now: Duration) -> bool {
+        self.coming.get(entry).is_some_and(|coming| coming.announce <= now)
     }
 
     /// Those of which to ask now who has them.
@@ -140,7 +171,8 @@ impl Handover {
     pub(super) fn held(&self, now: Duration) -> Option<(IpAddr, Mac)> {
         let mut coming = self.coming.iter();
         coming.find_map(|((addr, _), it)| {
-            it.holder.filter(|_| it.since + PATIENCE <= now && now < it.due).map(|mac| (*addr, mac))
+            let is_long = it.is_held && it.since + PATIENCE <= now && now < it.due;
+            it.holder.filter(|_| is_long).map(|mac| (*addr, mac))
         })
     }
 
@@ -161,7 +193,7 @@ impl Handover {
 
     /// When to look again.
     pub(super) fn next(&self, now: Duration) -> Option<Duration> {
-        let coming = self.coming.values().map(|coming| coming.due);
+        let coming = self.coming.values().flat_map(|coming| [coming.announce, coming.due]);
         self.going.values().copied().chain(coming).filter(|due| *due > now).min()
     }
 
@@ -215,14 +247,17 @@ mod tests {
 
     /// What is answered for at this time.
     fn taken(handover: &mut Handover, coming: &[Entry], now: Duration) -> BTreeSet<Entry> {
-        handover.take(coming.iter().copied().collect(), true, now).entries
+        let taken = handover.take(coming.iter().copied().collect(), true, now).entries;
+        taken.into_keys().collect()
     }
 
     #[test]
     fn what_comes_is_answered_for_once_the_others_have_heard() {
         let mut handover = Handover::default();
         assert!(taken(&mut handover, &[A], at(0)).is_empty());
-        assert_eq!(handover.next(at(0)), Some(ANSWER_AFTER));
+        assert!(!handover.is_announced(&A, at(19)) && handover.is_announced(&A, at(20)));
+        assert_eq!(handover.next(at(0)), Some(ANNOUNCE_AFTER));
+        assert_eq!(handover.next(at(20)), Some(ANSWER_AFTER));
         // Another one does not make it wait longer.
         assert!(taken(&mut handover, &[A, B], at(50)).is_empty());
         assert_eq!(taken(&mut handover, &[A, B], ANSWER_AFTER), [A].into());
@@ -231,7 +266,7 @@ mod tests {
         assert_eq!(handover.next(at(250)), None);
         // Who is alone waits for nobody.
         let alone = handover.take([A].into(), false, at(300));
-        assert_eq!(alone, Taken { entries: [A].into(), anew: BTreeSet::new() });
+        assert_eq!(alone, Taken { entries: [(A, None)].into(), anew: BTreeSet::new() });
         assert_eq!(handover.next_question(), None);
     }
 
@@ -253,13 +288,13 @@ mod tests {
         assert!(taken(&mut handover, &[A], end - at(1)).is_empty());
         // It has to be announced once more, unlike what nobody had.
         let last = handover.take([A].into(), true, end);
-        assert_eq!(last, Taken { entries: [A].into(), anew: [A].into() });
+        assert_eq!(last, Taken { entries: [(A, Some(MAC))].into(), anew: [A].into() });
         assert_eq!(handover.held(end), None);
         assert!(handover.ask(end).is_empty());
     }
 
     #[test]
-    fn who_takes_an_address_asks_twice_at_the_least() {
+    fn who_takes_an_address_asks_before_and_twice_after_it_is_announced() {
         let mut handover = Handover::default();
         handover.take([A].into(), true, at(0));
         let mut asked = Vec::new();
@@ -267,8 +302,21 @@ mod tests {
             assert_eq!(handover.ask(now), [A]);
             asked.push(now);
         }
-        assert_eq!(asked, [at(70), at(140)]);
+        assert_eq!(asked, [at(0), at(70), at(140)]);
         assert_eq!(handover.held(at(150)), None);
+    }
+
+    #[test]
+    fn an_address_is_announced_when_it_is_known_who_had_it() {
+        let mut handover = Handover::default();
+        handover.take([A, B].into(), true, at(0));
+        assert!(handover.hear(A.0, MAC, at(1)));
+        assert!(handover.is_announced(&A, at(1)) && !handover.is_announced(&B, at(1)));
+        assert_eq!(handover.holders(), [(A, MAC)].into());
+        // He is silent from then on.
+        let taken = handover.take([A, B].into(), true, at(201));
+        assert_eq!(taken.entries, [(A, Some(MAC)), (B, None)].into());
+        assert!(taken.anew.is_empty());
     }
 
     #[test]

@@ -76,11 +76,16 @@ pub fn respond<F: icmp::Protocol>(
     address: AddressFlags,
     translate: impl FnOnce(&SkbPacket, &mut Work<F::Addr>) -> Outcome,
 ) -> Outcome {
-    match ingress::decide::<F, _>(packet, work, hook, address) {
+    let ifindex = packet.ifindex();
+    match ingress::decide::<F, _>(packet, work, hook, ifindex, address) {
         Verdict::Pass => Outcome::Pass,
         Verdict::Drop(reason) => Outcome::Drop(reason),
         Verdict::Refuse(reason, error) => refuse::<F>(packet, &work.segment, reason, error),
-        Verdict::Echo => super::echo::<F, _>(packet, &work.segment, packet.ifindex()),
+        Verdict::Echo => super::echo::<F, _>(packet, &work.segment, ifindex),
+        Verdict::HandBack => {
+            let Some(device) = device::get(ifindex) else { return Outcome::Pass };
+            super::hand_back::<F, _>(packet, &work.segment, ifindex, device.mac)
+        }
         Verdict::Translate => translate(packet, work),
     }
 }

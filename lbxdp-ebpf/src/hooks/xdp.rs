@@ -58,7 +58,7 @@ fn serve<F: icmp::Protocol>(packet: &XdpPacket, frame: &Frame) -> Outcome {
         count::event(Counter::ForeignMac);
         return Outcome::Pass;
     }
-    let verdict = ingress::decide::<F, _>(packet, work, Hook::Ingress, address);
+    let verdict = ingress::decide::<F, _>(packet, work, Hook::Ingress, ifindex, address);
     let (reason, error) = match verdict {
         Verdict::Pass => return Outcome::Pass,
         Verdict::Drop(reason) => return Outcome::Drop(reason),
@@ -67,6 +67,10 @@ fn serve<F: icmp::Protocol>(packet: &XdpPacket, frame: &Frame) -> Outcome {
             return super::echo::<F, _>(packet, &work.segment, ifindex);
         }
         Verdict::Echo => return Outcome::Defer,
+        Verdict::HandBack if device.has(Device::TX) => {
+            return super::hand_back::<F, _>(packet, &work.segment, ifindex, device.mac);
+        }
+        Verdict::HandBack => return Outcome::Defer,
         Verdict::Translate => match forward::<F>(packet, frame, work, device, ifindex) {
             Ok(outcome) => return outcome,
             Err(refusal) => refusal,

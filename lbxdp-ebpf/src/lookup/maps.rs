@@ -8,9 +8,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lbxdp_common::{
-    AddressFlags, Affinity, AffinityKey, AnnouncedKey, Backend, Descriptor, Device, FragmentKey,
-    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey, RangeKey, SocketKey,
-    SocketPeer, TableBlock, Watch, counter, drop_reason,
+    AddressFlags, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, Descriptor, Device,
+    FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey, RangeKey,
+    SocketKey, SocketPeer, TableBlock, Watch, counter, drop_reason,
     flow_set::FlowSet,
     limits::{
         FLOW_SETS, MAX_ADDRESSES, MAX_AFFINITIES, MAX_ANNOUNCED, MAX_BACKENDS, MAX_DEVICES,
@@ -142,12 +142,12 @@ pub static hops: Array<Hop, MAX_HOPS, MMAPABLE> = Array::new();
 #[btf_map]
 pub static free_ports: Array<u64, PORT_WORDS, MMAPABLE> = Array::new();
 
-/// Address and device → whether this node answers for it there.
+/// Address and device → whether this node answers for it there, and who did before.
 #[btf_map]
-pub static announced_v4: HashMap<AnnouncedKey<[u8; 4]>, u32, MAX_ANNOUNCED> = HashMap::new();
-/// Address and device → whether this node answers for it there.
+pub static announced_v4: HashMap<AnnouncedKey<[u8; 4]>, Announced, MAX_ANNOUNCED> = HashMap::new();
+/// Address and device → whether this node answers for it there, and who did before.
 #[btf_map]
-pub static announced_v6: HashMap<AnnouncedKey<[u8; 16]>, u32, MAX_ANNOUNCED> = HashMap::new();
+pub static announced_v6: HashMap<AnnouncedKey<[u8; 16]>, Announced, MAX_ANNOUNCED> = HashMap::new();
 
 /// Until when it does.
 #[btf_map]

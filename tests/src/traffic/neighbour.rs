@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilder};
@@ -22,19 +25,38 @@ pub const ANSWER_WITHIN: Duration = Duration::from_millis(150);
 /// whom, and when.
 pub type Announcements = BTreeMap<(IpAddr, u8), Vec<(Mac, Instant)>>;
 
-/// The client of a cluster.
+/// Whose addresses a question has.
+type Asker = (Ipv4Addr, Ipv6Addr);
+
+const CLIENT: Asker = (CLIENT_V4, CLIENT_V6);
+/// Nobody's.
+const NOBODY: Asker = (Ipv4Addr::UNSPECIFIED, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xffff));
+
+/// A host on the network of the nodes.
 #[derive(Debug)]
 pub struct Neighbour {
+    asker: Asker,
     wire: Wire,
     mac: Mac,
 }
 
 impl Neighbour {
-    /// From here on it hears everything.
+    /// The client of a cluster. From here on it hears everything.
     #[track_caller]
     pub fn new(client: &Netns) -> Self {
-        let wire = client.run(|| Wire::open(UPLINK)).expect("a packet socket");
-        Self { wire, mac: mac(client) }
+        Self::at(client, CLIENT)
+    }
+
+    /// Any host on the network of the nodes, which tells nobody anything by its questions.
+    #[track_caller]
+    pub fn unknown(host: &Netns) -> Self {
+        Self::at(host, NOBODY)
+    }
+
+    #[track_caller]
+    fn at(host: &Netns, asker: Asker) -> Self {
+        let wire = host.run(|| Wire::open(UPLINK)).expect("a packet socket");
+        Self { asker, wire, mac: mac(host) }
     }
 
     /// Everybody who says within a moment that he has an address.
@@ -65,6 +87,7 @@ impl Neighbour {
     }
 
     fn question(&self, addr: IpAddr) -> io::Result<Vec<u8>> {
+        let (v4, v6) = self.asker;
         let mut frame = Vec::new();
         let written = match addr {
             IpAddr::V4(addr) => {
@@ -73,7 +96,7 @@ impl Neighbour {
                     EtherType::IPV4,
                     ArpOperation::REQUEST,
                     &self.mac,
-                    &CLIENT_V4.octets(),
+                    &v4.octets(),
                     &[0; 6],
                     &addr.octets(),
                 );
@@ -87,7 +110,7 @@ impl Neighbour {
                 group[13..].copy_from_slice(&[a, b, c]);
                 let payload = [&addr.octets()[..], &[1, 1], &self.mac].concat();
                 PacketBuilder::ethernet2(self.mac, [0x33, 0x33, 0xff, a, b, c])
-                    .ipv6(CLIENT_V6.octets(), group, 255)
+                    .ipv6(v6.octets(), group, 255)
                     .icmpv6_raw(135, 0, [0; 4])
                     .write(&mut frame, &payload)
             }
@@ -116,6 +139,85 @@ impl Neighbour {
     }
 }
 
+/// A host that asks all the time who has some addresses, and notes each answer.
+#[derive(Debug)]
+pub struct RollCall {
+    is_over: Arc<AtomicBool>,
+    thread: JoinHandle<io::Result<Answers>>,
+}
+
+/// Who answered, by address and in the order of time.
+pub type Answers = BTreeMap<IpAddr, Vec<(Mac, Instant)>>;
+
+/// Somebody who answered for an address, while nobody else did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reign {
+    /// Who.
+    pub mac: Mac,
+    /// His first answer.
+    pub from: Instant,
+    /// His last one.
+    pub to: Instant,
+    /// How many.
+    pub answers: u32,
+}
+
+impl RollCall {
+    /// Asks for each of them this often, as [`Neighbour::unknown`].
+    #[track_caller]
+    pub fn start(host: &Netns, addrs: Vec<IpAddr>, every: Duration) -> Self {
+        let neighbour = Neighbour::unknown(host);
+        let is_over = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&is_over);
+        let thread = host.spawn(move || {
+            let mut answers = Answers::new();
+            while !until.load(Ordering::Relaxed) {
+                for addr in &addrs {
+                    neighbour.wire.send(&neighbour.question(*addr)?)?;
+                }
+                let end = Instant::now() + every;
+                let is_told = |frame: &[u8]| {
+                    frame[..6] == neighbour.mac
+                        && claim(frame).is_some_and(|addr| addrs.contains(&addr))
+                };
+                while let Some(left) = end.checked_duration_since(Instant::now())
+                    && let Some(frame) = neighbour.wire.receive(left, is_told)?
+                {
+                    if let Some(addr) = claim(&frame) {
+                        answers.entry(addr).or_default().push((sender(&frame), Instant::now()));
+                    }
+                }
+            }
+            Ok(answers)
+        });
+        Self { is_over, thread }
+    }
+
+    /// Ends it. Who answered for each address, one after the other: where two answer at the same time,
+    /// many reigns are short.
+    #[track_caller]
+    pub fn stop(self) -> BTreeMap<IpAddr, Vec<Reign>> {
+        self.is_over.store(true, Ordering::Relaxed);
+        let answers = self.thread.join().expect("the thread does not panic");
+        let answers = answers.expect("frames come and go");
+        answers.into_iter().map(|(addr, answers)| (addr, reigns(&answers))).collect()
+    }
+}
+
+fn reigns(answers: &[(Mac, Instant)]) -> Vec<Reign> {
+    let mut reigns: Vec<Reign> = Vec::new();
+    for &(mac, at) in answers {
+        match reigns.last_mut() {
+            Some(reign) if reign.mac == mac => {
+                reign.to = at;
+                reign.answers += 1;
+            }
+            _ => reigns.push(Reign { mac, from: at, to: at, answers: 1 }),
+        }
+    }
+    reigns
+}
+
 /// The link-layer address of a host's [`UPLINK`].
 #[track_caller]
 pub fn mac(netns: &Netns) -> Mac {
@@ -142,5 +244,23 @@ fn claim(frame: &[u8]) -> Option<IpAddr> {
             Some(target.into())
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_answers_in_between_makes_three_reigns_of_one() {
+        let start = Instant::now();
+        let [one, other] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+        let at = |mac, seconds| (mac, start + Duration::from_secs(seconds));
+        let found = reigns(&[at(one, 0), at(one, 1), at(other, 2), at(one, 3)]);
+        let reign = |mac, from, to, answers| {
+            let [from, to] = [from, to].map(|seconds| start + Duration::from_secs(seconds));
+            Reign { mac, from, to, answers }
+        };
+        assert_eq!(found, [reign(one, 0, 1, 2), reign(other, 2, 2, 1), reign(one, 3, 3, 1)]);
     }
 }

@@ -14,9 +14,9 @@ use lbxdp_common::limits::{
     PORT_WORDS, TABLE_BLOCKS,
 };
 use lbxdp_common::{
-    AddressFlags, Affinity, AffinityKey, AnnouncedKey, Backend, Descriptor, Device, FragmentKey,
-    FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey, Octets, RangeKey,
-    SocketKey, SocketPeer, TableBlock, Watch, counter, drop_reason,
+    AddressFlags, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, Descriptor, Device,
+    FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey, Octets,
+    RangeKey, SocketKey, SocketPeer, TableBlock, Watch, counter, drop_reason,
 };
 use lbxdp_tests::chart::{CHART, objects};
 use lbxdp_tests::go::workspace;
@@ -70,7 +70,7 @@ impl Memory {
         // The length of the prefix comes before the key.
         self.trie(size_of::<u32>() + size_of::<RangeKey<A>>(), size_of::<u32>(), MAX_RANGES);
         self.hash(size_of::<SocketKey<A>>(), size_of::<SocketPeer<A>>(), MAX_SOCKETS);
-        self.hash(size_of::<AnnouncedKey<A>>(), size_of::<u32>(), MAX_ANNOUNCED);
+        self.hash(size_of::<AnnouncedKey<A>>(), size_of::<Announced>(), MAX_ANNOUNCED);
         self.hash(size_of::<FragmentKey<A>>(), size_of::<FragmentPorts>(), MAX_FRAGMENTS);
     }
 

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use lbxdp_agent::members::{Report, Word};
 use lbxdp_tests::chart::NAMESPACE;
 use lbxdp_tests::cluster::UPLINK;
-use lbxdp_tests::lab::{Lab, Node};
+use lbxdp_tests::lab::{Lab, Node, Origin};
 use lbxdp_tests::long;
 use lbxdp_tests::process::wait_until;
 use lbxdp_tests::traffic::http;
+use lbxdp_tests::traffic::neighbour::{self, Neighbour, Reign, RollCall};
 use lbxdp_tests::traffic::socket::Source;
 use serde_json::{Value, json};
 
@@ -30,6 +31,10 @@ const PACE: Duration = Duration::from_millis(10);
 const SHORT: Duration = Duration::from_millis(200);
 /// Of one request.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The label of a node that announces nothing.
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// The pods of agents.
+const AGENTS: &str = "app.kubernetes.io/name=lbxdp";
 /// The Service, and the label of its pods.
 pub const NAME: &str = "announced";
 
@@ -45,6 +50,8 @@ fn the_addresses_of_a_lost_node_are_elsewhere_within_2_s() {
     for address in &addresses {
         wait_until(&format!("{address} answers"), SERVED_WITHIN, || ask(lab, *address).is_ok());
     }
+    let asked = addresses.iter().map(SocketAddr::ip).collect();
+    let roll_call = RollCall::start(&lab.control_plane.host.netns, asked, PACE);
     let rounds = if long() { 10 } else { 2 };
     // With Cluster a third of the endpoints is on the node that is lost.
     for policy in ["Local", "Cluster"] {
@@ -54,12 +61,80 @@ fn the_addresses_of_a_lost_node_are_elsewhere_within_2_s() {
             without_owner(lab, address, |owner| lose(lab, owner, address));
         }
     }
+    one_at_a_time(&roll_call.stop(), 2, 2 * rounds, LOST_FOR / 2);
+}
+
+/// At no time did two nodes answer for an address: each one's answers lie between those of others, and the
+/// next owner answers for as long as the first one is not there. Both families have the same owner.
+#[track_caller]
+fn one_at_a_time(
+    reigns: &BTreeMap<IpAddr, Vec<Reign>>,
+    addresses: usize,
+    moves: usize,
+    for_long: Duration,
+) {
+    assert_eq!(reigns.len(), addresses, "{reigns:?}");
+    for (address, reigns) in reigns {
+        let answers: u32 = reigns.iter().map(|reign| reign.answers).sum();
+        let gaps = reigns.windows(2).map(|pair| pair[1].from.duration_since(pair[0].to));
+        println!(
+            "{address}: {answers} answers, {} owners, silent for {:?}",
+            reigns.len(),
+            gaps.collect::<Vec<_>>()
+        );
+        assert_eq!(reigns.len(), 1 + 2 * moves, "there and back {moves} times: {reigns:?}");
+        for reign in reigns.iter().skip(1).step_by(2) {
+            let lasted = reign.to.duration_since(reign.from);
+            assert!(lasted > for_long, "{address}: {lasted:?} by {:?}", reign.mac);
+        }
+    }
+}
+
+/// F4 and F5: a node is drained and is there again, and an agent ends and another one starts.
+#[test]
+#[ignore = "needs root and Go"]
+fn an_address_that_moves_on_purpose_fails_no_request() {
+    let Some(lab) = alone() else { return };
+    let lab: &Lab = &lab;
+    let _pools = pools(lab);
+    let _applied = Applied::new(lab, vec![web(NAME, 3), service("Cluster")]);
+    for address in addresses(lab) {
+        wait_until(&format!("{address} answers"), SERVED_WITHIN, || ask(lab, address).is_ok());
+        let roll_call = RollCall::start(&lab.control_plane.host.netns, vec![address.ip()], PACE);
+        let load = lab.load(&Origin::Client, address, 100, 0);
+        let node = wait_owner(lab, address);
+        let moves = |what: &str, is_back: bool| {
+            wait_until(&format!("{address} moves: {what}"), SERVED_WITHIN, || {
+                owner(lab, address).is_some_and(|it| (it.name() == node.name()) == is_back)
+            });
+        };
+        let back = Finally::new(|| label(lab, node, &format!("{EXCLUDED}-")));
+        label(lab, node, &format!("{EXCLUDED}="));
+        moves("its node is excluded", false);
+        drop(back);
+        moves("it is no longer", true);
+        let here = format!("--field-selector=spec.nodeName={}", node.name());
+        lab.kubectl(&["delete", "pod", "-n", NAMESPACE, "-l", AGENTS, &here, "--wait=false"]);
+        moves("its agent ends", false);
+        moves("the next one is ready", true);
+        // For a moment more, as before.
+        sleep(CALM_AFTER);
+        lab.wait_lbxdp();
+        let report = load.stop();
+        println!("{address}: {} requests, at most {} ms", report.requests, report.slowest_ms);
+        assert_eq!(report.failed, 0, "{address}: {report:?}");
+        one_at_a_time(&roll_call.stop(), 1, 2, Duration::ZERO);
+    }
+}
+
+fn label(lab: &Lab, node: &Node, label: &str) {
+    lab.kubectl(&["label", "node", node.name(), label]);
 }
 
 /// Takes the owner of an address from the network, for `meanwhile`, and waits until it is as before.
 #[track_caller]
 pub fn without_owner(lab: &Lab, address: SocketAddr, meanwhile: impl FnOnce(&Node)) {
-    let owner = owner(lab, address);
+    let owner = wait_owner(lab, address);
     let back = Finally::new(|| {
         owner.set_link(true);
         lab.wait_nodes();
@@ -68,7 +143,7 @@ pub fn without_owner(lab: &Lab, address: SocketAddr, meanwhile: impl FnOnce(&Nod
     meanwhile(owner);
     drop(back);
     wait_until(&format!("{} has {address} again", owner.name()), SERVED_WITHIN, || {
-        ask(lab, address).is_ok() && self::owner(lab, address).name() == owner.name()
+        ask(lab, address).is_ok() && is_owner(lab, address, owner)
     });
     // Until it answers the others, its lease alone speaks for it, and that lasts for ten seconds.
     let meets = |node: &&Node| {
@@ -121,14 +196,26 @@ fn ask_within(lab: &Lab, address: SocketAddr, patience: Duration) -> std::io::Re
     lab.client.netns.run(ask).map(|answer| answer.name)
 }
 
-/// The node whose link-layer address the client has for an address.
+/// The node that answers for an address, if one does. Never two.
 #[track_caller]
-pub fn owner(lab: &Lab, address: SocketAddr) -> &Node {
-    let said = lab.client.netns.ip(&format!("-j neigh show to {} dev {UPLINK}", address.ip()));
-    let said: Value = serde_json::from_str(&said).expect("JSON");
-    let mac = said[0]["lladdr"].as_str().unwrap_or_else(|| panic!("no neighbour: {said}"));
-    let has_mac = |node: &&Node| node.host.netns.ip(&format!("link show {UPLINK}")).contains(mac);
-    lab.nodes.iter().find(has_mac).unwrap_or_else(|| panic!("{mac} is no node's"))
+pub fn owner(lab: &Lab, address: SocketAddr) -> Option<&Node> {
+    let macs = Neighbour::unknown(&lab.control_plane.host.netns).who_has(address.ip());
+    assert!(macs.len() <= 1, "{address} is answered for by {macs:?}");
+    let is_one = |node: &&Node| macs.contains(&neighbour::mac(&node.host.netns));
+    lab.nodes.iter().find(is_one)
+}
+
+/// Whether it is this one.
+#[track_caller]
+pub fn is_owner(lab: &Lab, address: SocketAddr, node: &Node) -> bool {
+    owner(lab, address).is_some_and(|owner| owner.name() == node.name())
+}
+
+/// The one that does, after a while.
+#[track_caller]
+pub fn wait_owner(lab: &Lab, address: SocketAddr) -> &Node {
+    wait_until(&format!("{address} has an owner"), SERVED_WITHIN, || owner(lab, address).is_some());
+    owner(lab, address).unwrap_or_else(|| panic!("{address} has no owner any more"))
 }
 
 /// The addresses that the Service was given, of both families.

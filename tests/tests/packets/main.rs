@@ -10,6 +10,7 @@ mod forwarding;
 mod fragments;
 mod frames;
 mod hops;
+mod moved;
 mod neighbours;
 mod noise;
 mod pods;

@@ -27,9 +27,9 @@ use lbxdp_agent::{
     sys::Access,
 };
 use lbxdp_common::{
-    AddressFlags, Affinity, AffinityKey, AnnouncedKey, Backend, Counter, Descriptor, Device,
-    DropReason, Flow, FlowKey, FrontendKey, FrontendStats, Hop, MemberKey, Mode, Octets, PortShare,
-    RangeKey, TABLE_BLOCK, TableBlock, TablePolicy, TableRef, Watch,
+    AddressFlags, Affinity, AffinityKey, Announced, AnnouncedKey, Backend, Counter, Descriptor,
+    Device, DropReason, Flow, FlowKey, FrontendKey, FrontendStats, Hop, MemberKey, Mode, Octets,
+    PortShare, RangeKey, TABLE_BLOCK, TableBlock, TablePolicy, TableRef, Watch,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -288,14 +288,19 @@ impl Rig {
 
     /// Announces an address by a device.
     pub fn announce(&mut self, addr: IpAddr, ifindex: u32) {
+        self.set_announced(addr, ifindex, Announced { is_answered: 1, ..Announced::default() });
+    }
+
+    /// What becomes of packets for an address that come in by a device.
+    pub fn set_announced(&mut self, addr: IpAddr, ifindex: u32, announced: Announced) {
         match addr {
             IpAddr::V4(addr) => {
                 let key = AnnouncedKey { addr: addr.octets(), ifindex };
-                self.hash("announced_v4").insert(key, 0_u32, 0).expect("room");
+                self.hash("announced_v4").insert(key, announced, 0).expect("room");
             }
             IpAddr::V6(addr) => {
                 let key = AnnouncedKey { addr: addr.octets(), ifindex };
-                self.hash("announced_v6").insert(key, 0_u32, 0).expect("room");
+                self.hash("announced_v6").insert(key, announced, 0).expect("room");
             }
         }
     }
@@ -305,11 +310,11 @@ impl Rig {
         match addr {
             IpAddr::V4(addr) => {
                 let key = AnnouncedKey { addr: addr.octets(), ifindex };
-                self.hash::<_, u32>("announced_v4").remove(&key).expect("announced");
+                self.hash::<_, Announced>("announced_v4").remove(&key).expect("announced");
             }
             IpAddr::V6(addr) => {
                 let key = AnnouncedKey { addr: addr.octets(), ifindex };
-                self.hash::<_, u32>("announced_v6").remove(&key).expect("announced");
+                self.hash::<_, Announced>("announced_v6").remove(&key).expect("announced");
             }
         }
     }
