@@ -172,9 +172,10 @@ impl Worker {
         loop {
             let now = Instant::now();
             if decide_due.is_some_and(|due| due <= now) {
+                // What becomes due meanwhile is looked at once more.
+                let passed = self.start.elapsed();
                 let is_done = self.decide(&mut inputs);
                 let retry_due = (!is_done).then(|| Instant::now() + RETRY_AFTER);
-                let passed = self.start.elapsed();
                 let due = [self.fading.next(), self.handover.next(passed)].into_iter().flatten();
                 let due = due.map(|due| self.start + due);
                 decide_due = due.chain(retry_due).min();
@@ -482,7 +483,8 @@ impl Worker {
             let frames = frames::announcements(&Frames { address, mac });
             frames.into_iter().map(move |frame| (ifindex, frame))
         });
-        self.send("sending announcements", frames.collect());
+        let sent = self.send("sending announcements", frames.collect());
+        self.progress.count_frames(sent);
     }
 
     /// Asks who has what is about to be answered for.
@@ -495,9 +497,10 @@ impl Worker {
         self.send("asking who has addresses", frames.collect());
     }
 
-    fn send(&mut self, doing: &'static str, frames: Vec<(u32, Vec<u8>)>) {
+    /// Sends frames, each by a device; how many of them.
+    fn send(&mut self, doing: &'static str, frames: Vec<(u32, Vec<u8>)>) -> u64 {
         if frames.is_empty() {
-            return;
+            return 0;
         }
         if self.socket.is_none() {
             match FrameSocket::open() {
@@ -505,15 +508,16 @@ impl Worker {
                 Err(error) => drop(self.note("opening a socket for frames", Err(error))),
             }
         }
-        let Some(socket) = &self.socket else { return };
-        let mut outcome = Ok(());
+        let Some(socket) = &self.socket else { return 0 };
+        let (mut sent, mut outcome) = (0, Ok(()));
         for (ifindex, frame) in frames {
             match socket.send(ifindex, &frame) {
-                Ok(()) => self.progress.count_frame(),
+                Ok(()) => sent += 1,
                 Err(error) => outcome = Err(error),
             }
         }
         self.note(doing, outcome);
+        sent
     }
 
     /// Logs a failure once while it lasts; whether there is none.

@@ -55,9 +55,9 @@ impl Progress {
         sys::coarse_ns() <= self.open_until.load(Ordering::Relaxed)
     }
 
-    /// A frame was sent.
-    pub fn count_frame(&self) {
-        self.frames.fetch_add(1, Ordering::Relaxed);
+    /// So many frames that announce something were sent.
+    pub fn count_frames(&self, sent: u64) {
+        self.frames.fetch_add(sent, Ordering::Relaxed);
     }
 
     /// Something failed, and will be tried again.
@@ -77,7 +77,7 @@ impl Progress {
         [("announced", get(&self.handed_over)), ("waited", get(&self.waited))]
     }
 
-    /// Frames that were sent.
+    /// Frames that were sent to announce something.
     pub fn frames(&self) -> u64 {
         self.frames.load(Ordering::Relaxed)
     }
