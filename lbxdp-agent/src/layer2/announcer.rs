@@ -272,14 +272,15 @@ impl Worker {
                     &here.name,
                 );
             }
-            // What is handed back stays so until it is known whose the address is.
-            (None, _) | (_, None) if self.answers().next().is_none() => return true,
             _ => {}
         }
+        // What is handed back stays so until it is known whose the address is.
+        let is_waiting = resources.is_none() || balancers.is_none();
+        let is_waiting = is_waiting && self.answers().next().is_none();
         // Whoever sees nobody may be wrong.
         let known = resources.iter().flat_map(|it| &it.written.nodes).map(|node| &node.name);
         let are_others = members.alive.iter().chain(known).any(|name| *name != inputs.node);
-        let is_done = self.follow(&ways, &of_others, are_others, &members.dead);
+        let is_done = is_waiting || self.follow(&ways, &of_others, are_others, &members.dead);
         let answered = self.answers().map(|(addr, dev)| (addr, self.name(dev))).collect();
         let failures = self.failures.clone();
         let is_off = !inputs.is_on;
