@@ -1,6 +1,6 @@
 //! The maps of what this node answers for on a local network: `announced_v4`, `announced_v6`, `watch`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -40,6 +40,12 @@ impl Announced {
         let v4 = v4.iter().map(|(key, way)| ((key.addr.ip(), key.ifindex), *way));
         let v6 = v6.iter().map(|(key, way)| ((key.addr.ip(), key.ifindex), *way));
         Ok(v4.chain(v6).collect())
+    }
+
+    /// What is answered for.
+    pub fn answered(&self) -> Result<BTreeSet<Entry>, MapError> {
+        let all = self.read()?.into_iter().filter(|(_, way)| way.is_answered != 0);
+        Ok(all.map(|(entry, _)| entry).collect())
     }
 
     /// What becomes of packets for an address from now on.

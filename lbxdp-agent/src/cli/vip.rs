@@ -63,8 +63,8 @@ pub fn list(args: &ReadArgs) -> anyhow::Result<()> {
         Some(link) => link.name.clone(),
         None => ifindex.to_string(),
     };
-    let rows = maps.read()?.into_iter().filter(|(_, way)| way.is_answered != 0);
-    let rows = rows.map(|((address, dev), _)| Row { address, device: device(dev), answered });
+    let rows = maps.answered()?.into_iter();
+    let rows = rows.map(|(address, dev)| Row { address, device: device(dev), answered });
     let rows: Vec<Row> = rows.collect();
     print_rows(args.output, &rows, &["address", "device", "answered"], |row| {
         let answered = if row.answered { "yes" } else { "no: no agent renews it" };

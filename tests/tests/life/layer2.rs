@@ -80,7 +80,7 @@ fn wait(neighbour: &Neighbour, owners: &[Mac]) {
 /// What the maps say that the node answers for.
 fn answered(agent: &Agent) -> BTreeSet<IpAddr> {
     let maps = Announced::open(&Pins::new(agent.pin_path()), Access::ReadOnly).expect("the maps");
-    maps.read().expect("the maps are read").into_iter().map(|(addr, _)| addr).collect()
+    maps.answered().expect("the maps are read").into_iter().map(|(addr, _)| addr).collect()
 }
 
 /// What `vip list` says.
