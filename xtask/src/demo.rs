@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail, ensure};
+use lbxdp_common::ABI_VERSION;
 use lbxdp_tests::cluster::{CLIENT_V4, CLIENT_V6, UPLINK};
 use lbxdp_tests::manifests::Manifests;
 use lbxdp_tests::process::{command, run as run_command, workspace_binary};
@@ -95,8 +96,9 @@ fn show() -> Result<()> {
     println!("{}", indent(&agent.cli(&["status"])));
     title("What it serves (lbxdp-agent service list)");
     println!("{}", indent(&agent.cli(&["service", "list"])));
-    let map = agent.pin_path().join("v4/frontends_v4");
-    title("The same, as the kernel holds it (bpftool map dump pinned …/v4/frontends_v4)");
+    let name = format!("v{ABI_VERSION}/frontends_v4");
+    let map = agent.pin_path().join(&name);
+    title(&format!("The same, as the kernel holds it (bpftool map dump pinned …/{name})"));
     let dump = run_command(command("bpftool").args(["map", "dump", "pinned"]).arg(&map));
     println!("{}", indent(&excerpt(&dump, 24)));
 
