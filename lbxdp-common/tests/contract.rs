@@ -69,6 +69,7 @@ fn numbers_and_names_of_counters_are_for_ever() {
         (24, "foreign_hit"),
         (25, "left_to_stack"),
         (26, "neighbour_told"),
+        (27, "handed_back"),
     ];
     assert_eq!(listed, expected);
 }
