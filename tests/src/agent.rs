@@ -124,7 +124,7 @@ impl Agent {
         self.binary = workspace_binary(name);
     }
 
-    /// The pin path; the maps are in `v4/` below it.
+    /// The pin path; the maps of a layout are in `v` and its number below it.
     pub fn pin_path(&self) -> &Path {
         &self.pin_path
     }

@@ -2,13 +2,14 @@
 
 use std::fs;
 
+use lbxdp_common::ABI_VERSION;
 use lbxdp_tests::process::{command, run, wait_until};
 
 use crate::world::{EDIT_WITHIN, World};
 
 /// Puts a map of another shape where one of ours belongs.
 fn misplace(world: &World, name: &str, kind: &str, sizes: [u32; 3]) {
-    let path = world.pinned("v4").join(name);
+    let path = world.maps_dir().join(name);
     let _ = fs::remove_file(&path);
     let [key, value, entries] = sizes.map(|size| size.to_string());
     let mut bpftool = command("bpftool");
@@ -26,7 +27,8 @@ fn is_rebuilt(world: &mut World, complaint: &str) {
     for _ in 0..5 {
         world.ask_both();
     }
-    wait_until("the old maps are gone", EDIT_WITHIN, || !world.pinned("v4-replaced").exists());
+    let replaced = world.pinned(&format!("v{ABI_VERSION}-replaced"));
+    wait_until("the old maps are gone", EDIT_WITHIN, || !replaced.exists());
     // And the next start finds nothing to complain about.
     let logged = world.agent.log().len();
     world.agent.restart();
@@ -52,7 +54,7 @@ fn a_map_of_another_shape_from_before_the_first_start_is_reported_and_replaced()
     assert!(world.agent.stop().success());
     world.agent.cli(&["cleanup"]);
     assert!(!world.agent.pin_path().exists());
-    fs::create_dir_all(world.pinned("v4")).expect("a directory of pins");
+    fs::create_dir_all(world.maps_dir()).expect("a directory of pins");
     misplace(&world, "flows_v6", "lru_hash", [40, 56, 16]);
     is_rebuilt(&mut world, "pinned map flows_v6: type is 9, expected 2");
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use lbxdp_agent::apply::pinned::PinnedMaps;
 use lbxdp_agent::pins::{LinkPin, Pins};
 use lbxdp_agent::sys::{Access, Point};
+use lbxdp_common::ABI_VERSION;
 use lbxdp_tests::agent::Status;
 use lbxdp_tests::manifests::{Endpoint, Manifests, Port, Service};
 use lbxdp_tests::process::{Process, wait_until, workspace_binary};
@@ -225,6 +226,11 @@ impl World {
     /// A directory of pins below the agent's.
     pub fn pinned(&self, name: &str) -> PathBuf {
         self.agent.pin_path().join(name)
+    }
+
+    /// That of the maps of this layout.
+    pub fn maps_dir(&self) -> PathBuf {
+        self.pinned(&format!("v{ABI_VERSION}"))
     }
 }
 
