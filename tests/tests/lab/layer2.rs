@@ -102,7 +102,7 @@ fn one_at_a_time(
     }
 }
 
-/// F4 and F5: a node is drained and is there again, and an agent ends and another one starts.
+/// F4 and F6: a node is drained and is there again, and an agent ends and another one starts.
 #[test]
 #[ignore = "needs root and Go"]
 fn an_address_that_moves_on_purpose_fails_no_request() {

@@ -15,7 +15,7 @@ use lbxdp_tests::cluster::{PodPath, UPLINK};
 use lbxdp_tests::manifests::{Port, Service, node_object};
 use lbxdp_tests::process::wait_until;
 use lbxdp_tests::scratch::Scratch;
-use lbxdp_tests::traffic::neighbour::{ANSWER_WITHIN, Mac, Neighbour, mac};
+use lbxdp_tests::traffic::neighbour::{ANSWER_WITHIN, Mac, Neighbour, RollCall, mac};
 use lbxdp_tests::{Agent, AgentOptions, Spec};
 use serde_json::{Value, json};
 
@@ -24,6 +24,10 @@ use crate::world::{LONG, World};
 
 const FIRST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
 const COUNT: u8 = 8;
+/// Where an owner does not hear the next one, both answer for so long at the most.
+const TWO_ANSWER: Duration = Duration::from_secs(2);
+/// Between two questions of who asks all the time.
+const ASKED_EVERY: Duration = Duration::from_millis(10);
 /// The next owner answers by then.
 const TAKEN_WITHIN: Duration = Duration::from_secs(2);
 
@@ -236,6 +240,41 @@ fn an_agent_that_ends_leaves_its_addresses_to_the_next_owners() {
     assert!(holder().is_null(), "the lease was given back");
     lan.agents[place].start_again();
     lan.wait_back();
+}
+
+/// F1, with loss one way: an owner to whom announcements and questions of others do not get answers beside the
+/// next one for two seconds at the most, and counts that.
+#[test]
+#[ignore = "needs root"]
+fn an_owner_that_does_not_hear_the_next_one_soon_leaves_all_the_same() {
+    let Some(world) = world(3) else { return };
+    let lan = Lan::start(&world, &[]);
+    let mine: Vec<IpAddr> =
+        (0..COUNT).filter(|it| lan.before[usize::from(*it)] == Some(lan.first)).map(vip).collect();
+    let name = &world.cluster.node(lan.place).name;
+    let others = world.cluster.nodes.iter().map(|node| mac(&node.netns));
+    let drops = others.filter(|mac| *mac != lan.first).map(|mac| {
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        format!("ether saddr {mac} ether type arp drop; ")
+    });
+    let hook = format!("type filter hook egress device \"{name}\" priority 0;");
+    let drops = drops.collect::<String>();
+    world.cluster.switch.nft(&format!("table netdev deaf {{ chain of {{ {hook} {drops} }} }}"));
+
+    let roll_call = RollCall::start(&world.cluster.client, mine.clone(), ASKED_EVERY);
+    let excluded = json!({ "node.kubernetes.io/exclude-from-external-load-balancers": "" });
+    world.plane.api().apply(&[node(&world, lan.place, "True", &excluded)]);
+    let waited = || lan.metric(lan.place, "lbxdp_handovers_total{after=\"waited\"}");
+    wait_until("it has left them", LONG, || waited() == Some(mine.len() as u64));
+    thread::sleep(ANSWER_WITHIN);
+    for (addr, reigns) in roll_call.stop() {
+        let last = reigns.iter().rfind(|reign| reign.mac == lan.first).expect("it answered").to;
+        let next = reigns.iter().find(|reign| reign.mac != lan.first).expect("the next one does");
+        let both = last.duration_since(next.from);
+        println!("{addr}: two answered for {both:?}");
+        assert!((TWO_ANSWER / 2..=TWO_ANSWER).contains(&both), "{addr}: {both:?}");
+    }
+    lan.wait_left("its addresses are elsewhere");
 }
 
 /// An owner whose way to the clients is broken says so by another one, and the next owner takes over.

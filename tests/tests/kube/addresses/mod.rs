@@ -34,9 +34,9 @@
 //! | F1 | a lost agent, node, link | `members` `scenarios`, `life` `layer2` and `members`, `announcing`, `lab` `layer2` |
 //! | F2 | leases, partitions | `members` `scenarios`, `holders`, `members` beside this one |
 //! | F3 | no API | `announcing`, `holders` |
-//! | F4 | agents that are replaced | `announcing`, `life` `layer2`; upgrades are in `life` `upgrade` |
+//! | F4 | agents that are replaced | `announcing`, `life` `layer2`, `lab` `layer2`; upgrades are in `life` `upgrade` |
 //! | F5 | announced and silent within 2 s | `told` `statuses_and_events_…` |
-//! | F6 | never two | `announcing`, `told`: looked at in every step |
+//! | F6 | never two | `announcing`, `told`: looked at in every step; `lab` `layer2`: all the time |
 
 mod announcing;
 mod giving;
