@@ -27,7 +27,7 @@ use crate::index::{self, Index};
 use crate::keep;
 use crate::layer2::{self, Announcer, Balancers};
 use crate::lock::Lock;
-use crate::members::{self, Says};
+use crate::members::{self, Devices, Says};
 use crate::model::{Desired, Endpoints, Family, Frontend, NodeFacts, Problem, Reason, Severity};
 use crate::netlink::{Monitor, Network, Routes};
 use crate::pins::Pins;
@@ -121,7 +121,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let state_dir = members.state_dir.clone();
     let members = members::Handle::start(members, source.leases())?;
     // Until it is known that it can.
-    members.says().send_replace(Says { lacks_device: true, ..Says::default() });
+    members.says().send_replace(Says { devices: Devices::NONE, ..Says::default() });
     let (kube, tally) = (source.kube_status(), source.tally());
     let health = Arc::new(Health::new(&dataplane.pin_path, kube, tally, members.tally()));
     health.waiting(Some(source.waiting()));

@@ -27,7 +27,7 @@ use super::wire::{FrameSocket, Group, Groups};
 use super::{GATE, Progress};
 use crate::apply::announced::{Announced, Entry, Gate, Way as Written};
 use crate::health::Health;
-use crate::members::{Members, Says};
+use crate::members::{Devices as Said, Members, Says};
 use crate::netlink::Network;
 use crate::pins::Pins;
 use crate::publish::publish;
@@ -226,7 +226,7 @@ impl Worker {
     fn say(&mut self, inputs: &Inputs) -> bool {
         let says = Says {
             lacks_programs: !inputs.health.is_live(),
-            lacks_device: self.devices.is_empty(),
+            devices: Said::of(self.devices.keys().map(String::as_str)),
             is_leaving: self.is_leaving,
         };
         let is_other = publish(&inputs.says, says);

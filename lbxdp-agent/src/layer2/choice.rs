@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::owner;
+use crate::members::Devices;
 use crate::vip::{Advertisement, Labels};
 
 /// A node that could be chosen, as every node sees it.
@@ -27,8 +28,10 @@ pub struct Node {
     /// Whether load balancers are to leave it alone
     /// (`node.kubernetes.io/exclude-from-external-load-balancers`).
     pub is_excluded: bool,
-    /// Its devices that carry frames and have programs; `None` if only the node itself knows.
+    /// Its devices that carry frames and have programs; `None` if only the node itself knows them.
     pub devices: Option<BTreeSet<String>>,
+    /// What it says of them.
+    pub said: Devices,
 }
 
 /// An address that somebody has to answer for.
@@ -158,7 +161,12 @@ fn judge<'a>(
         |device: &&str| admitting(advertisements, node).any(|it| it.admits_interface(device));
     let known = node.devices.iter().flatten().map(String::as_str);
     let devices: BTreeSet<_> = known.filter(admits).collect();
-    refuse(devices.is_empty() && node.devices.is_some(), Unfit::NoDevice)?;
+    let is_said = || {
+        let may = |it: &Advertisement| it.admits_some_interface(|name| node.said.have(name));
+        !node.said.is_none() && admitting(advertisements, node).any(may)
+    };
+    let has_device = if node.devices.is_some() { !devices.is_empty() } else { is_said() };
+    refuse(!has_device, Unfit::NoDevice)?;
     refuse(wanted.is_local && !wanted.endpoints.contains(&node.name), Unfit::NoLocalEndpoint)?;
     Ok(devices)
 }
@@ -248,6 +256,7 @@ mod tests {
             (|node| node.is_excluded = true, Unfit::Excluded),
             (|node| node.is_healthy = false, Unfit::NotHealthy),
             (|node| node.devices = Some(BTreeSet::new()), Unfit::NoDevice),
+            (|node| (node.devices, node.said) = (None, Devices::NONE), Unfit::NoDevice),
         ];
         let order = fit(&[json!({})], &three(), &["n1"], false);
         for (change, why) in changes {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::choice::Unfit;
 use super::resources::Resources;
 use super::share::{self, Balancer, Balancers, Decision, Here};
-use crate::members::Members;
+use crate::members::{Devices, Members};
 use crate::source::ObjectId;
 
 /// See the module. Whoever has it comes to the same decision.
@@ -116,17 +116,14 @@ impl Seen {
         let nodes = share::nodes(resources, &self.members, &self.here);
         let decisions = share::decide(balancers, resources, &nodes);
 
-        // Others do not know which devices are here: for them it is this node's. That there is none they
-        // are told, and one of them announces it if any can.
-        let is_told = self.here.devices.is_empty();
+        // Where no node has a device that is named, the one says so that would be the owner otherwise.
         let lacks = |it: &Decision<'_>| {
-            it.choice.unfit.contains(&(this, Unfit::NoDevice))
-                && !(is_told && it.choice.owner().is_some())
+            it.choice.owner().is_none() && it.choice.unfit.contains(&(this, Unfit::NoDevice))
         };
         if decisions.iter().any(lacks) {
             let mut nodes = nodes.clone();
-            for node in nodes.iter_mut().filter(|node| node.name == this) {
-                node.devices = None;
+            for node in &mut nodes {
+                (node.devices, node.said) = (None, Devices::ANY);
             }
             let supposed = share::decide(balancers, resources, &nodes);
             for (it, supposed) in decisions.iter().zip(&supposed) {

@@ -68,7 +68,6 @@ pub fn nodes(resources: &Resources, members: &Members, here: &Here) -> Vec<Node>
             let said = members.says.get(&facts.name).copied().unwrap_or_default();
             // A node knows itself best.
             let is_healthy = if is_here { here.is_healthy } else { !said.lacks_programs };
-            let others = said.lacks_device.then(BTreeSet::new);
             Node {
                 name: facts.name.clone(),
                 labels: facts.labels.clone(),
@@ -78,7 +77,8 @@ pub fn nodes(resources: &Resources, members: &Members, here: &Here) -> Vec<Node>
                     || if is_here { here.is_leaving } else { said.is_leaving },
                 lacks_network: facts.lacks_network,
                 is_excluded: facts.is_excluded(),
-                devices: if is_here { Some(here.devices.clone()) } else { others },
+                devices: is_here.then(|| here.devices.clone()),
+                said: said.devices,
             }
         })
         .collect();
@@ -172,7 +172,7 @@ mod tests {
 
     use super::super::NodeFacts;
     use super::*;
-    use crate::members::Says;
+    use crate::members::{Devices, Says};
     use crate::source::{Kind, Sourced};
     use crate::vip::Facts;
     use crate::vip::resources::read;
@@ -360,12 +360,38 @@ mod tests {
         };
         let owner = owner_by(&members(&names), "");
         for says in [
-            Says { lacks_device: true, ..Says::default() },
-            Says { lacks_programs: true, lacks_device: true, ..Says::default() },
-            Says { is_leaving: true, lacks_device: true, ..Says::default() },
+            Says { devices: Devices::NONE, ..Says::default() },
+            Says { lacks_programs: true, devices: Devices::NONE, ..Says::default() },
+            Says { is_leaving: true, devices: Devices::NONE, ..Says::default() },
         ] {
             let members = Members { says: [(owner.clone(), says)].into(), ..members(&names) };
             assert_ne!(owner_by(&members, &owner), owner, "{says:?}");
+        }
+    }
+
+    /// L5: who lacks the device that is named is passed over by all, whoever decides.
+    #[test]
+    fn an_advertisement_that_names_a_device_is_for_those_who_have_it() {
+        let resources = resources(&[json!({"interfaces": ["eth1"]})], true);
+        let names = ["n1", "n2", "n3"];
+        for host in 1..50 {
+            let services = balancers([("a", balancer(&[&format!("192.0.2.{host}")]))]);
+            for has in names {
+                let of = |name: &str| {
+                    let all = if name == has { &["eth0", "eth1"][..] } else { &["eth0"] };
+                    all.iter().map(ToString::to_string).collect::<BTreeSet<_>>()
+                };
+                let says = names.map(|name| {
+                    let devices = Devices::of(of(name).iter().map(String::as_str));
+                    (name.to_owned(), Says { devices, ..Says::default() })
+                });
+                let members = Members { says: says.into(), ..members(&names) };
+                for name in names {
+                    let nodes = nodes(&resources, &members, &Here { devices: of(name), ..here(name) });
+                    let decisions = decide(&services, &resources, &nodes);
+                    assert_eq!(decisions[0].choice.owner(), Some(has), "says {name}");
+                }
+            }
         }
     }
 

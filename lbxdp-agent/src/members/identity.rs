@@ -8,6 +8,7 @@
 //! | 1 | lower four bits 4 or 6: the family of the address; the others: what the node [`Says`] |
 //! | 4 or 16 | address |
 //! | 2 | port |
+//! | 0 or 8 | names of devices, if the node says which it has |
 //! | 1 | length of the name |
 //! | ≤ 253 | name of the node |
 
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::{Buf, BufMut};
 use foca::{Codec, Header, Member, Message, State};
 
-use super::says::Says;
+use super::says::{Devices, Says};
 
 /// Longest name of a Kubernetes object.
 pub(super) const LONGEST_NAME: usize = 253;
@@ -141,6 +142,11 @@ impl Wire {
             _ => return Err(BadPacket::Number),
         };
         let port = take(buf, 2, Buf::get_u16)?;
+        let bits = first >> SAYS;
+        let mut says = Says::from_bits(bits);
+        if Says::have_devices(bits) {
+            says.devices = Devices::from_bits(take(buf, Devices::LEN, Buf::get_u64)?);
+        }
         let length = usize::from(take(buf, 1, Buf::get_u8)?);
         if buf.remaining() < length {
             return Err(BadPacket::Short);
@@ -150,7 +156,6 @@ impl Wire {
         }
         let name = buf.copy_to_bytes(length);
         let name = std::str::from_utf8(&name).map_err(|_| BadPacket::Name)?;
-        let says = Says::from_bits(first >> SAYS);
         let identity = Identity { says, ..Identity::new(name, SocketAddr::new(ip, port), epoch) };
         if name.is_empty() {
             // It is for whoever reads it.
@@ -171,9 +176,11 @@ fn put(identity: &Identity, buf: &mut impl BufMut) -> Result<(), BadPacket> {
     let name = identity.node.as_bytes();
     let length = u8::try_from(name.len()).map_err(|_| BadPacket::Name)?;
     let ip_len = if identity.at.is_ipv4() { 4 } else { 16 };
-    room(buf, 8 + 1 + ip_len + 2 + 1 + name.len())?;
+    let bits = identity.says.bits();
+    let devices_len = if Says::have_devices(bits) { Devices::LEN } else { 0 };
+    room(buf, 8 + 1 + ip_len + 2 + devices_len + 1 + name.len())?;
     buf.put_u64(identity.epoch);
-    let says = identity.says.bits() << SAYS;
+    let says = bits << SAYS;
     match identity.at.ip() {
         IpAddr::V4(ip) => {
             buf.put_u8(4 | says);
@@ -185,6 +192,9 @@ fn put(identity: &Identity, buf: &mut impl BufMut) -> Result<(), BadPacket> {
         }
     }
     buf.put_u16(identity.at.port());
+    if Says::have_devices(bits) {
+        buf.put_u64(identity.says.devices.bits());
+    }
     buf.put_u8(length);
     buf.put_slice(name);
     Ok(())
@@ -364,7 +374,8 @@ mod tests {
     #[test]
     fn what_a_node_says_of_itself_comes_along_and_begins_another_life() {
         let quiet = Identity::new("a", "[2001:db8::1]:7946".parse().unwrap(), 3);
-        let says = Says { is_leaving: true, lacks_device: true, ..Says::default() };
+        let devices = Devices::of(["eth0"]);
+        let says = Says { is_leaving: true, devices, ..Says::default() };
         let leaving = quiet.saying(says);
         assert!(foca::Identity::win_addr_conflict(&leaving, &quiet));
         let length = |id: &Identity| {
@@ -373,7 +384,7 @@ mod tests {
             assert_eq!(wire().get(&mut &bytes[..]).unwrap().says, id.says);
             bytes.len()
         };
-        assert_eq!(length(&leaving), length(&quiet));
+        assert_eq!(length(&leaving), length(&quiet) + Devices::LEN);
     }
 
     #[test]

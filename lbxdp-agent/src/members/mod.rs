@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 pub use report::{NodeReport, Report, Tally};
-pub use says::Says;
+pub use says::{Devices, Says};
 pub use seal::Refused;
 pub use swim::Word;
 pub use witness::Record;

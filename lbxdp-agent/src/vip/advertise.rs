@@ -136,6 +136,11 @@ impl Advertisement {
         self.interfaces.is_empty() || self.interfaces.iter().any(|other| other == name)
     }
 
+    /// Whether it announces by one that has this name, as somebody says.
+    pub fn admits_some_interface(&self, has: impl Fn(&str) -> bool) -> bool {
+        self.interfaces.is_empty() || self.interfaces.iter().any(|name| has(name))
+    }
+
     /// How much better than others it likes a node with these labels.
     pub fn preference(&self, labels: &Labels) -> i32 {
         let weights = self.preferred.iter().filter(|(_, selectors)| selectors.select(labels));

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::cluster::{Cluster, EPOCH};
-use crate::members::{Says, Word};
+use crate::members::{Devices, Says, Word};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -232,7 +232,7 @@ fn what_a_node_says_is_known_to_all_within_a_second() {
         let mut cluster = Cluster::acquainted(count, 11);
         cluster.lost = lost;
         cluster.pass(SECOND);
-        let device = Says { lacks_device: true, ..Says::default() };
+        let device = Says { devices: Devices::NONE, ..Says::default() };
         for says in [device, Says::default(), Says { is_leaving: true, ..device }] {
             cluster.say(1, says);
             let time = cluster.until("all know", SECOND, |cluster| {
@@ -268,7 +268,7 @@ fn who_has_something_to_say_misses_others_all_the_same() {
     cluster.crash(1);
     let word = |cluster: &Cluster| cluster.seen(0, 1).unwrap().word;
     cluster.until("it is suspected", SECOND, |it| word(it) == Word::Suspect);
-    cluster.say(0, Says { lacks_device: true, ..Says::default() });
+    cluster.say(0, Says { devices: Devices::NONE, ..Says::default() });
     cluster.until("it is missed", SECOND, |it| word(it) == Word::Down);
 }
 
@@ -280,7 +280,7 @@ fn who_is_spoken_to_by_an_old_name_answers() {
     let name = super::cluster::name(0);
     for _ in 0..20 {
         cluster.cut = Box::new(|from, to| from == 0 || to == 0);
-        cluster.say(0, Says { lacks_device: true, ..Says::default() });
+        cluster.say(0, Says { devices: Devices::NONE, ..Says::default() });
         cluster.until("it is missed", 2 * SECOND, |it| !it.alive(1).contains(&0));
         cluster.pass(8 * SECOND);
         cluster.cut = Box::new(|_, _| false);

@@ -296,7 +296,7 @@ fn an_owner_without_a_carrier_is_passed_over() {
     let other = &lan.agents[(lan.place + 1) % 3];
     let said = || {
         let report = Report::read(&other.state_dir()).unwrap_or_default();
-        report.nodes.get(name).map(|node| (node.alive, node.says.lacks_device))
+        report.nodes.get(name).map(|node| (node.alive, node.says.devices.is_none()))
     };
     wait_until("it says nothing", LONG, || said() == Some((true, false)));
     let begin = Instant::now();
