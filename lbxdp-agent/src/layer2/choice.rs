@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn a_node_that_cannot_answer_is_not_chosen_and_comes_back() {
         type Change = fn(&mut Node);
-        let changes: [(Change, Unfit); 6] = [
+        let changes: [(Change, Unfit); 7] = [
             (|node| node.is_live = false, Unfit::NotLive),
             (|node| node.is_leaving = true, Unfit::Leaving),
             (|node| node.lacks_network = true, Unfit::NoNetwork),

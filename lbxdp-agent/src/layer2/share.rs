@@ -387,7 +387,8 @@ mod tests {
                 });
                 let members = Members { says: says.into(), ..members(&names) };
                 for name in names {
-                    let nodes = nodes(&resources, &members, &Here { devices: of(name), ..here(name) });
+                    let nodes =
+                        nodes(&resources, &members, &Here { devices: of(name), ..here(name) });
                     let decisions = decide(&services, &resources, &nodes);
                     assert_eq!(decisions[0].choice.owner(), Some(has), "says {name}");
                 }

@@ -74,9 +74,9 @@ impl Default for Devices {
 
 /// Two bytes of a name, the same on every node and neither 0 nor all ones: FNV-1a, folded.
 fn mark(name: &str) -> u16 {
-    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
+    let hash = name
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let folded = (hash >> 16) as u16 ^ hash as u16;
     folded.clamp(1, u16::MAX - 1)
 }
