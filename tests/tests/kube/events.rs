@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::time::Duration;
 
+use lbxdp_agent::pins::Pins;
 use lbxdp_tests::kube::Api;
 use lbxdp_tests::process::{command, run, wait_until};
 use lbxdp_tests::{Agent, AgentOptions};
@@ -120,8 +121,8 @@ fn what_one_node_has_is_told_by_that_node() {
     drop(taken);
 
     // A map that takes nothing any more. There is no way back for it.
-    let map = agents[1].pin_path().join(format!("v{}", lbxdp_common::ABI_VERSION));
-    run(command("bpftool").args(["map", "freeze", "pinned"]).arg(map.join("frontends_v4")));
+    let map = Pins::new(agents[1].pin_path()).map("frontends_v4");
+    run(command("bpftool").args(["map", "freeze", "pinned"]).arg(map));
     world.create([2]);
     wait_until("told", TOLD_WITHIN, || !events(api, "SyncFailed").is_empty());
     let told = events(api, "SyncFailed");

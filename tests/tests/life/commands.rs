@@ -177,7 +177,7 @@ fn cleanup_leaves_other_peoples_pins_and_filters() {
     world.node().netns.exec("tc qdisc add dev eth0 clsact");
     world.agent.cli(&["cleanup"]);
     assert!(foreign.is_dir());
-    assert!(!world.maps_dir().exists() && !world.pinned("links").exists());
+    assert!(!world.pins().maps().exists() && !world.pinned("links").exists());
     assert!(attached(&world).contains("clsact"));
 }
 

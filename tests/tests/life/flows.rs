@@ -132,7 +132,7 @@ fn halves(world: &World, v6: bool) -> (Vec<FlowEntry>, Vec<FlowEntry>) {
 }
 
 fn table<A: Octets>(world: &World, name: &str) -> FlowTable<A> {
-    let map = sys::obj_get(&world.maps_dir().join(name), Access::ReadWrite).expect("pinned");
+    let map = sys::obj_get(&world.pins().map(name), Access::ReadWrite).expect("pinned");
     FlowTable::new(map, Access::ReadWrite).expect("a table")
 }
 

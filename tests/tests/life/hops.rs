@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use lbxdp_agent::apply::pinned::PinnedMaps;
 use lbxdp_agent::hops::VALID_FOR;
-use lbxdp_agent::pins::Pins;
 use lbxdp_agent::sys::{self, Access};
 use lbxdp_common::Hop;
 use lbxdp_tests::cluster::{BACK_LINK, PodPath, UPLINK};
@@ -55,8 +54,7 @@ impl Scene {
         // Somebody has to ask for the neighbours first.
         world.ask_both();
         // For writing they are mapped, so that a look takes no time to speak of.
-        let pins = Pins::new(world.agent.pin_path());
-        let maps = PinnedMaps::open(&pins, Access::ReadWrite).expect("the maps open");
+        let maps = PinnedMaps::open(&world.pins(), Access::ReadWrite).expect("the maps open");
         let scene = Self { maps, world, delays: RefCell::default() };
         for v6 in FAMILIES {
             wait_until("there is a hop", TIMEOUT, || scene.hop(v6).is_some());

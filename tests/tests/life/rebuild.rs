@@ -2,14 +2,13 @@
 
 use std::fs;
 
-use lbxdp_common::ABI_VERSION;
 use lbxdp_tests::process::{command, run, wait_until};
 
 use crate::world::{EDIT_WITHIN, World};
 
 /// Puts a map of another shape where one of ours belongs.
 fn misplace(world: &World, name: &str, kind: &str, sizes: [u32; 3]) {
-    let path = world.maps_dir().join(name);
+    let path = world.pins().map(name);
     let _ = fs::remove_file(&path);
     let [key, value, entries] = sizes.map(|size| size.to_string());
     let mut bpftool = command("bpftool");
@@ -27,8 +26,9 @@ fn is_rebuilt(world: &mut World, complaint: &str) {
     for _ in 0..5 {
         world.ask_both();
     }
-    let replaced = world.pinned(&format!("v{ABI_VERSION}-replaced"));
-    wait_until("the old maps are gone", EDIT_WITHIN, || !replaced.exists());
+    wait_until("the old maps are gone", EDIT_WITHIN, || {
+        world.pins().replaced().expect("the pins are read").is_empty()
+    });
     // And the next start finds nothing to complain about.
     let logged = world.agent.log().len();
     world.agent.restart();
@@ -54,7 +54,7 @@ fn a_map_of_another_shape_from_before_the_first_start_is_reported_and_replaced()
     assert!(world.agent.stop().success());
     world.agent.cli(&["cleanup"]);
     assert!(!world.agent.pin_path().exists());
-    fs::create_dir_all(world.maps_dir()).expect("a directory of pins");
+    fs::create_dir_all(world.pins().maps()).expect("a directory of pins");
     misplace(&world, "flows_v6", "lru_hash", [40, 56, 16]);
     is_rebuilt(&mut world, "pinned map flows_v6: type is 9, expected 2");
 }

@@ -6,7 +6,6 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use lbxdp_agent::apply::{Actual, Maps as _};
-use lbxdp_agent::pins::Pins;
 use lbxdp_common::Device;
 use lbxdp_tests::AgentOptions;
 use lbxdp_tests::process::{command, run};
@@ -126,7 +125,7 @@ struct Contents {
 
 impl Contents {
     fn of(world: &World) -> Self {
-        let pins = Pins::new(world.agent.pin_path());
+        let pins = world.pins();
         let maps = world.maps();
         let (mut ids, mut raw) = (BTreeMap::new(), BTreeMap::new());
         for entry in std::fs::read_dir(pins.maps()).expect("the directory of maps") {

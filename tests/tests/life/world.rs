@@ -9,7 +9,6 @@ use std::time::Duration;
 use lbxdp_agent::apply::pinned::PinnedMaps;
 use lbxdp_agent::pins::{LinkPin, Pins};
 use lbxdp_agent::sys::{Access, Point};
-use lbxdp_common::ABI_VERSION;
 use lbxdp_tests::agent::Status;
 use lbxdp_tests::manifests::{Endpoint, Manifests, Port, Service};
 use lbxdp_tests::process::{Process, wait_until, workspace_binary};
@@ -188,8 +187,7 @@ impl World {
     /// The pinned maps.
     #[track_caller]
     pub fn maps(&self) -> PinnedMaps {
-        let pins = Pins::new(self.agent.pin_path());
-        PinnedMaps::open(&pins, Access::ReadOnly).expect("the maps open")
+        PinnedMaps::open(&self.pins(), Access::ReadOnly).expect("the maps open")
     }
 
     /// A command on the agent's pins, whatever it exits with.
@@ -201,7 +199,7 @@ impl World {
 
     /// Pinned links, dead ones included.
     pub fn links(&self) -> Vec<LinkPin> {
-        Pins::new(self.agent.pin_path()).links().expect("read the pinned links")
+        self.pins().links().expect("read the pinned links")
     }
 
     /// Where programs run on the device that has this name now.
@@ -228,9 +226,9 @@ impl World {
         self.agent.pin_path().join(name)
     }
 
-    /// That of the maps of this layout.
-    pub fn maps_dir(&self) -> PathBuf {
-        self.pinned(&format!("v{ABI_VERSION}"))
+    /// The agent's pins.
+    pub fn pins(&self) -> Pins {
+        Pins::new(self.agent.pin_path())
     }
 }
 

@@ -23,6 +23,14 @@ fn came(rig: &mut Rig, net: &Net) {
     rig.moved();
 }
 
+/// A packet from the middle of a connection is that of a flow of this node.
+#[track_caller]
+fn is_taken_up_here(rig: &mut Rig, packet: &Packet) {
+    assert_eq!(rig.xdp(&packet.bytes()).verdict, XDP_PASS);
+    rig.expect_moved(&[("flow_new", 1), ("flow_midstream", 1), ("passed_local", 1)]);
+    rig.evict(|_| true);
+}
+
 #[test]
 fn what_is_unknown_here_is_handed_back_and_what_begins_here_stays() {
     let mut rig = Rig::new();
@@ -54,9 +62,7 @@ fn nothing_goes_round_between_two_nodes() {
         came(&mut rig, &net);
         let packet = Packet::new(IPPROTO_TCP, net.client, net.vip).flags(".");
         // It was handed back itself.
-        assert_eq!(rig.xdp(&packet.over(BEFORE, N0).bytes()).verdict, XDP_PASS);
-        rig.expect_moved(&[("flow_new", 1), ("flow_midstream", 1), ("passed_local", 1)]);
-        rig.evict(|_| true);
+        is_taken_up_here(&mut rig, &packet.over(BEFORE, N0));
         let last = Packet { ttl: 1, ..packet };
         assert_eq!(rig.xdp(&last.bytes()).verdict, XDP_DROP);
         rig.expect_moved(&[("ttl_exceeded", 1)]);
@@ -72,9 +78,7 @@ fn an_address_that_is_handed_back_is_not_answered_for_and_may_stay_by_other_devi
         rig.withdraw(net.vip.ip(), n0);
         rig.set_announced(net.vip.ip(), n1, Announced { before: BEFORE, ..Announced::default() });
         let packet = Packet::new(IPPROTO_TCP, net.client, net.vip).flags(".");
-        assert_eq!(rig.xdp(&packet.bytes()).verdict, XDP_PASS);
-        rig.expect_moved(&[("flow_new", 1), ("flow_midstream", 1), ("passed_local", 1)]);
-        rig.evict(|_| true);
+        is_taken_up_here(&mut rig, &packet);
     }
 }
 

@@ -259,7 +259,7 @@ fn an_owner_that_does_not_hear_the_next_one_soon_leaves_all_the_same() {
     });
     let hook = format!("type filter hook egress device \"{name}\" priority 0;");
     let drops = drops.collect::<String>();
-    world.cluster.switch.nft(&format!("table netdev deaf {{ chain of {{ {hook} {drops} }} }}"));
+    world.cluster.switch.nft(&format!("table netdev deaf {{ chain of {{ {hook} {drops} }}; }}"));
 
     let roll_call = RollCall::start(&world.cluster.client, mine.clone(), ASKED_EVERY);
     let excluded = json!({ "node.kubernetes.io/exclude-from-external-load-balancers": "" });
@@ -274,7 +274,9 @@ fn an_owner_that_does_not_hear_the_next_one_soon_leaves_all_the_same() {
         println!("{addr}: two answered for {both:?}");
         assert!((TWO_ANSWER / 2..=TWO_ANSWER).contains(&both), "{addr}: {both:?}");
     }
-    lan.wait_left("its addresses are elsewhere");
+    // What came to the other one during the roll call waits there still.
+    let neighbour = Neighbour::new(&world.cluster.client);
+    wait_owners(&neighbour, "its addresses are elsewhere", |all| lan.is_left(all));
 }
 
 /// An owner whose way to the clients is broken says so by another one, and the next owner takes over.
