@@ -1,5 +1,6 @@
 //! Runs every test and counts.
 
+use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -64,7 +65,11 @@ pub fn run(options: &Options) -> Result<()> {
         tally.passed = tally.passed.saturating_sub(1);
         tally.skipped += 1;
     }
-    let Tally { passed, failed, skipped } = tally;
+    let Tally { passed, failed, skipped, panics } = tally;
+    // A failed test's output is long, and the agents' logs in it are longer.
+    for panic in panics {
+        println!("{panic}\n");
+    }
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     // Nothing is printed after that line: the exit code says the rest.
     if ran.is_err() || failed > 0 || skipped > 0 || passed == 0 {
@@ -119,11 +124,46 @@ struct Tally {
     passed: u64,
     failed: u64,
     skipped: u64,
+    /// What the tests that failed had to say.
+    panics: Vec<Panic>,
+}
+
+/// The message of a panic, without what follows it.
+#[derive(Debug, PartialEq, Eq)]
+struct Panic {
+    lines: Vec<String>,
+    is_over: bool,
+}
+
+impl Panic {
+    /// A value that is compared may be a whole table.
+    const LINES: usize = 30;
+
+    fn add(&mut self, line: &str) {
+        let ends = line.starts_with("stack backtrace:") || line.starts_with("note: run with");
+        self.is_over |= ends || self.lines.len() == Self::LINES;
+        if !self.is_over {
+            self.lines.push(line.to_owned());
+        }
+    }
+}
+
+impl fmt::Display for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.lines.join("\n"))
+    }
 }
 
 impl Tally {
-    /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; …`.
+    /// Takes from a line what it says: `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; …`, or
+    /// `thread 'upgrade' (17) panicked at …` and what comes after.
     fn add(&mut self, line: &str) {
+        if line.starts_with("thread '") && line.contains(" panicked at ") {
+            self.panics.push(Panic { lines: Vec::new(), is_over: false });
+        }
+        if let Some(panic) = self.panics.last_mut() {
+            panic.add(line);
+        }
         let Some(result) = line.strip_prefix("test result: ") else { return };
         for part in result.split(['.', ';']) {
             let Some((number, what)) = part.trim().split_once(' ') else { continue };
@@ -172,6 +212,24 @@ mod tests {
         tally.add("running 4 tests");
         tally.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.05s");
         tally.add("test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.10s");
-        assert_eq!(tally, Tally { passed: 5, failed: 4, skipped: 1 });
+        assert_eq!(tally, Tally { passed: 5, failed: 4, skipped: 1, panics: Vec::new() });
+    }
+
+    #[test]
+    fn what_a_panic_says_is_kept_and_no_log() {
+        let mut tally = Tally::default();
+        let first = ["thread 'a::b' (17) panicked at tests/x.rs:1:2:", "left: 1", " right: 2"];
+        let second = "thread '<unnamed>' (18) panicked at src/y.rs:3:4:";
+        tally.add("---- a::b stdout ----");
+        first.iter().for_each(|line| tally.add(line));
+        for line in ["stack backtrace:", "   0: std", "--- log of the agent", "INFO", second] {
+            tally.add(line);
+        }
+        (0..100).for_each(|_| tally.add("too much"));
+        let said: Vec<_> = tally.panics.iter().map(ToString::to_string).collect();
+        assert_eq!(said[0], first.join("\n"));
+        assert_eq!(said[1].lines().count(), Panic::LINES);
+        assert!(said[1].starts_with(second));
+        assert_eq!(said.len(), 2);
     }
 }
