@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::sys::socket::{
@@ -100,8 +100,15 @@ pub fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
 pub fn udp_listener(address: SocketAddr) -> io::Result<UdpSocket> {
     let fd = open(address, SockType::Datagram)?;
     dual_stack(&fd, address)?;
+    make_room(&fd);
     bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     Ok(fd.into())
+}
+
+/// What comes while the process waits for its turn is kept for it. Only where root says so: pods cannot.
+pub fn make_room(socket: &impl AsFd) {
+    const BYTES: usize = 8 << 20;
+    let _ = setsockopt(socket, sockopt::RcvBufForce, &BYTES);
 }
 
 fn dual_stack(fd: &OwnedFd, address: SocketAddr) -> io::Result<()> {
