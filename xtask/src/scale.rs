@@ -16,8 +16,8 @@ use lbxdp_tests::{Agent, AgentOptions, Cluster, Spec, sweep};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::util::{cargo, root, run as run_command, step};
-use crate::{build_ebpf, setup};
+use crate::setup;
+use crate::util::{build_released, step};
 
 /// Options of `cargo xtask scale`.
 #[derive(Args)]
@@ -79,7 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let agent = match &options.agent {
         Some(agent) => agent.clone(),
-        None => build()?,
+        None => build_released()?,
     };
     sweep::stale();
     sweep::on_signal();
@@ -92,14 +92,6 @@ pub fn run(options: &Options) -> Result<()> {
         false => print(&figures),
     }
     Ok(())
-}
-
-/// Builds the agent as it is used.
-fn build() -> Result<PathBuf> {
-    build_ebpf::run()?;
-    step("building the agent with optimisations");
-    run_command(cargo().args(["build", "--release", "--package", "lbxdp-agent", "--quiet"]))?;
-    Ok(root().join("target/release/lbxdp-agent"))
 }
 
 fn measure(options: &Options, binary: &Path) -> Result<Figures> {

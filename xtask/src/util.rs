@@ -77,6 +77,14 @@ pub fn build_programs() -> Result<()> {
     run(cargo().args(["build", "--workspace", "--bins", "--quiet"]))
 }
 
+/// Builds the agent as it is used, and says where it is.
+pub fn build_released() -> Result<PathBuf> {
+    crate::build_ebpf::run()?;
+    step("building the agent with optimisations");
+    run(cargo().args(["build", "--release", "--package", "lbxdp-agent", "--quiet"]))?;
+    Ok(root().join("target/release/lbxdp-agent"))
+}
+
 /// Builds the agent and its programs with the next layout of maps, `lbxdp-agent-next`: what tests
 /// of upgrades come from and go back to. Only this workspace's crates are built again.
 pub fn build_next() -> Result<()> {

@@ -5,6 +5,7 @@ mod bulk;
 mod forwarding;
 mod packets;
 mod processors;
+mod requests;
 mod sockets;
 mod stats;
 
@@ -18,7 +19,7 @@ use lbxdp_tests::sweep;
 use serde::{Deserialize, Serialize};
 
 use crate::setup;
-use crate::util::{build_programs, root, step};
+use crate::util::{build_programs, build_released, root, step};
 use packets::Wanted;
 use stats::Quartiles;
 
@@ -26,9 +27,9 @@ use stats::Quartiles;
 #[derive(Args)]
 pub struct Options {
     /// What to measure.
-    #[arg(value_enum, default_values_t = [Bench::Packets, Bench::Forwarding, Bench::Bulk, Bench::Sockets])]
+    #[arg(value_enum, default_values_t = [Bench::Packets, Bench::Forwarding, Bench::Requests, Bench::Bulk, Bench::Sockets])]
     benches: Vec<Bench>,
-    /// Pairs of samples for each ratio, and rounds of `forwarding`.
+    /// Pairs of samples for each ratio, and rounds of `forwarding` and `requests`.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
     /// Of `packets`, only cases whose name contains this.
@@ -40,10 +41,13 @@ pub struct Options {
     /// Of `packets`, compares with what an earlier run said with --json; fails if a case is slower.
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
-    /// Of `forwarding`, numbers of Services. nft takes two minutes to load the rules of 10,000.
+    /// Of `forwarding` and `requests`, numbers of Services. nft takes two minutes to load the rules of 10,000.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 1_000],
           value_parser = clap::value_parser!(u32).range(1..=30_000))]
     services: Vec<u32>,
+    /// Of `requests`, measures this agent instead of building one with optimisations.
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -60,6 +64,8 @@ struct Results {
     packets: Option<packets::Report>,
     #[serde(default, skip_serializing_if = "Option::is_none", skip_deserializing)]
     forwarding: Option<forwarding::Report>,
+    #[serde(default, skip_serializing_if = "Option::is_none", skip_deserializing)]
+    requests: Option<requests::Report>,
     #[serde(default, skip_serializing_if = "Vec::is_empty", skip_deserializing)]
     bulk: Vec<Comparison>,
     #[serde(default, skip_serializing_if = "Vec::is_empty", skip_deserializing)]
@@ -72,6 +78,8 @@ enum Bench {
     Packets,
     /// Packets a second through a node, against kube-proxy's rules.
     Forwarding,
+    /// Connections a second of clients outside, and how long answers take, against kube-proxy's rules.
+    Requests,
     /// Bulk TCP of clients outside to a pod of the node.
     Bulk,
     /// Clients on the node: connections and bulk through a ClusterIP against the same directly.
@@ -143,6 +151,14 @@ pub fn run(options: &Options) -> Result<()> {
             Bench::Forwarding => {
                 let run = || forwarding::run(options.pairs, &options.services);
                 results.forwarding = Some(cleanly(run)?);
+            }
+            Bench::Requests => {
+                let agent = match &options.agent {
+                    Some(agent) => agent.clone(),
+                    None => build_released()?,
+                };
+                let run = || requests::run(options.pairs, &options.services, &agent);
+                results.requests = Some(cleanly(run)?);
             }
             Bench::Bulk => results.bulk = cleanly(|| bulk::run(options.pairs))?,
             Bench::Sockets => results.sockets = cleanly(|| sockets::run(options.pairs))?,
@@ -236,6 +252,9 @@ fn print(results: &Results) {
     }
     if let Some(forwarding) = &results.forwarding {
         println!("{forwarding}\n");
+    }
+    if let Some(requests) = &results.requests {
+        println!("{requests}\n");
     }
     let comparisons: Vec<_> = results.bulk.iter().chain(&results.sockets).collect();
     if !comparisons.is_empty() {

@@ -1,6 +1,6 @@
 //! A pod on the node calls another pod through a ClusterIP, and directly.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ pub fn run(pairs: u32) -> Result<Vec<Comparison>> {
     iperf3.wait_line("Server listening", Duration::from_secs(5));
 
     let direct = server.v4.to_string();
+    let [there, by_service] =
+        [server.v4.into(), CLUSTER_IP.parse()?].map(|ip| SocketAddr::new(ip, HTTP));
     let outside = |program| client.netns.command(program);
     let inside = |program| agent.pod_command(&client.netns, program);
     Ok(vec![
@@ -56,15 +58,15 @@ pub fn run(pairs: u32) -> Result<Vec<Comparison>> {
             "direct, hooks attached, against direct without",
             "connections/s",
             pairs,
-            || connections(outside("wrk"), &direct),
-            || connections(inside("wrk"), &direct),
+            || connections(outside("wrk"), there),
+            || connections(inside("wrk"), there),
         )?,
         Comparison::run(
             "ClusterIP against direct without hooks",
             "connections/s",
             pairs,
-            || connections(outside("wrk"), &direct),
-            || connections(inside("wrk"), CLUSTER_IP),
+            || connections(outside("wrk"), there),
+            || connections(inside("wrk"), by_service),
         )?,
         Comparison::run(
             "bulk TCP, ClusterIP against direct without hooks",
@@ -76,14 +78,29 @@ pub fn run(pairs: u32) -> Result<Vec<Comparison>> {
     ])
 }
 
-fn connections(mut wrk: Command, host: &str) -> Result<f64> {
+/// Connections a second to an HTTP server, each for one request.
+pub fn connections(mut wrk: Command, to: SocketAddr) -> Result<f64> {
     wrk.args(["-t", "1", "-c", "16", "-d", SECONDS, "-H", "Connection: close"]);
-    let said = run_command(wrk.arg(format!("http://{host}:{HTTP}/")));
+    let said = run_command(wrk.arg(format!("http://{to}/")));
     let line = said.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
     let rate = line.with_context(|| format!("no rate in what wrk said:\n{said}"))?;
-    let is_clean = !said.contains("Socket errors") && !said.contains("Non-2xx");
-    anyhow::ensure!(is_clean, "wrk met errors:\n{said}");
+    anyhow::ensure!(is_clean(&said), "wrk met errors:\n{said}");
     rate.trim().parse().with_context(|| format!("a rate of wrk: {rate}"))
+}
+
+/// Whether every connection was answered, but for one of ten thousand that was reset: where an ACK and the
+/// request behind it meet on two processors, Linux before 6.19 may look for the connection while it takes
+/// the place of its half-open one, and not find it (`inet_ehash_insert` in net/ipv4/inet_hashtables.c).
+fn is_clean(said: &str) -> bool {
+    let line = |with: &str| said.lines().find(|line| line.contains(with));
+    let numbers = |line: &str| -> Vec<u64> {
+        line.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    };
+    let requests = line(" requests in ").and_then(|line| numbers(line).first().copied());
+    let errors = line("Socket errors").map_or(vec![0; 4], numbers);
+    let is_answered = matches!((requests, &errors[..]),
+        (Some(requests), [0, reset, 0, 0]) if reset * 10_000 <= requests);
+    is_answered && !said.contains("Non-2xx")
 }
 
 /// Mbit/s that arrived.
@@ -92,4 +109,25 @@ pub fn bulk(mut iperf3: Command, host: &str) -> Result<f64> {
     let said: serde_json::Value = serde_json::from_str(&run_command(&mut iperf3))?;
     let rate = said["end"]["sum_received"]["bits_per_second"].as_f64();
     Ok(rate.with_context(|| format!("no rate in what iperf3 said: {}", said["error"]))? / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_connections_may_be_reset_and_none_may_be_refused() {
+        let said = |errors| format!("  24426 requests in 2.00s, 4.45MB read\n{errors}\n");
+        assert!(is_clean(&said("")));
+        assert!(is_clean(&said("  Socket errors: connect 0, read 2, write 0, timeout 0")));
+        for bad in [
+            "  Socket errors: connect 0, read 3, write 0, timeout 0",
+            "  Socket errors: connect 1, read 0, write 0, timeout 0",
+            "  Socket errors: connect 0, read 0, write 0, timeout 1",
+            "  Non-2xx or 3xx responses: 1",
+        ] {
+            assert!(!is_clean(&said(bad)), "{bad}");
+        }
+        assert!(!is_clean("unable to connect to 10.96.0.80:8080"));
+    }
 }

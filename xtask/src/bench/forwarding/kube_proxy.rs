@@ -3,6 +3,7 @@
 //! (`pkg/proxy/nftables/proxier.go`, `pkg/proxy/iptables/proxier.go`). A rule set that is made by hand
 //! is loaded in one go, and needs no API server with thousands of Services.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::services::{Backend, Services};
@@ -11,30 +12,32 @@ use super::services::{Backend, Services};
 pub fn nftables(services: &Services) -> String {
     let mut rules = String::from(NFT_BEGIN);
     let mut verdicts = Vec::new();
-    let mut addresses = Vec::new();
-    for service in services.iter() {
+    let mut addresses = BTreeSet::new();
+    for service in services.ports() {
         let (name, ip, port) = (service.number, service.cluster_ip, Services::PORT);
+        let protocol = service.protocol.name();
         let mut choices = Vec::new();
         for (place, Backend { address, port }) in service.backends.iter().enumerate() {
             let chain = format!("endpoint-{name}-{place}");
             let _ = writeln!(
                 rules,
                 "chain {chain} {{ ip saddr {address} jump mark-for-masquerade; \
-                 meta l4proto udp dnat to {address}:{port}; }}"
+                 meta l4proto {protocol} dnat to {address}:{port}; }}"
             );
             choices.push(format!("{place} : goto {chain}"));
         }
         let _ = writeln!(
             rules,
-            "chain service-{name} {{ ip daddr {ip} udp dport {port} ip saddr != {} \
+            "chain service-{name} {{ ip daddr {ip} {protocol} dport {port} ip saddr != {} \
              jump mark-for-masquerade; numgen random mod {} vmap {{ {} }}; }}",
             Services::PODS,
             choices.len(),
             choices.join(", ")
         );
-        verdicts.push(format!("{ip} . udp . {port} : goto service-{name}"));
-        addresses.push(ip.to_string());
+        verdicts.push(format!("{ip} . {protocol} . {port} : goto service-{name}"));
+        addresses.insert(ip.to_string());
     }
+    let addresses: Vec<_> = addresses.into_iter().collect();
     let _ = writeln!(
         rules,
         "set cluster-ips {{ type ipv4_addr; elements = {{ {} }} }}\n\
@@ -50,15 +53,16 @@ pub fn nftables(services: &Services) -> String {
 pub fn iptables(services: &Services) -> String {
     let mut chains = String::from(IPTABLES_BEGIN);
     let mut rules = String::from(IPTABLES_RULES);
-    for service in services.iter() {
+    for service in services.ports() {
         let (name, ip, port) = (service.number, service.cluster_ip, Services::PORT);
+        let protocol = service.protocol.name();
         let chain = format!("KUBE-SVC-{name:016}");
-        let about = format!("-m comment --comment \"default/s{name}:dns cluster IP\"");
+        let about = format!("-m comment --comment \"default/s{name}:{protocol} cluster IP\"");
         let _ = writeln!(chains, ":{chain} - [0:0]");
         let _ = writeln!(
             rules,
-            "-A KUBE-SERVICES -d {ip}/32 -p udp {about} -m udp --dport {port} -j {chain}\n\
-             -A {chain} ! -s {} -d {ip}/32 -p udp {about} -m udp --dport {port} -j KUBE-MARK-MASQ",
+            "-A KUBE-SERVICES -d {ip}/32 -p {protocol} {about} -m {protocol} --dport {port} -j {chain}\n\
+             -A {chain} ! -s {} -d {ip}/32 -p {protocol} {about} -m {protocol} --dport {port} -j KUBE-MARK-MASQ",
             Services::PODS
         );
         let count = service.backends.len();
@@ -68,12 +72,13 @@ pub fn iptables(services: &Services) -> String {
             let chance = 1.0 / (count - place) as f64;
             let some = format!("-m statistic --mode random --probability {chance:.11} ");
             let some = if place + 1 < count { some.as_str() } else { "" };
-            let about = format!("-m comment --comment \"default/s{name}:dns -> {address}:{port}\"");
+            let about =
+                format!("-m comment --comment \"default/s{name}:{protocol} -> {address}:{port}\"");
             let _ = writeln!(
                 rules,
                 "-A {chain} {about} {some}-j {endpoint}\n\
                  -A {endpoint} -s {address}/32 {about} -j KUBE-MARK-MASQ\n\
-                 -A {endpoint} -p udp {about} -m udp -j DNAT --to-destination {address}:{port}"
+                 -A {endpoint} -p {protocol} {about} -m {protocol} -j DNAT --to-destination {address}:{port}"
             );
         }
     }
@@ -167,6 +172,17 @@ const IPTABLES_LAST: &str = "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KU
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_of_both_protocols_has_rules_for_each() {
+        let services = Services::of_both(2);
+        let nft = nftables(&services);
+        assert!(nft.contains("10.96.0.2 . udp . 53 : goto service-2"), "{nft}");
+        assert!(nft.contains("10.96.0.2 . tcp . 53 : goto service-3"), "{nft}");
+        assert_eq!(nft.matches(" meta l4proto tcp dnat to ").count(), 128);
+        let iptables = iptables(&services);
+        assert_eq!(iptables.matches(" -p tcp ").count(), 2 * (1 + 1 + 64));
+    }
 
     #[test]
     fn every_service_and_endpoint_has_its_rules() {

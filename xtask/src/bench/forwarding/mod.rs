@@ -6,9 +6,10 @@
 //! time of a run is the time of everything, and nothing is lost, which is checked.
 
 mod generator;
+pub mod hosts;
 mod kube_proxy;
 mod road;
-mod services;
+pub mod services;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -44,7 +45,8 @@ pub enum Dataplane {
 }
 
 impl Dataplane {
-    const fn name(self) -> &'static str {
+    /// As tables show it.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Floor => "floor",
             Self::Lbxdp => "lbxdp",
