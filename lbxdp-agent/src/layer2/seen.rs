@@ -116,9 +116,15 @@ impl Seen {
         let nodes = share::nodes(resources, &self.members, &self.here);
         let decisions = share::decide(balancers, resources, &nodes);
 
-        // Where no node has a device that is named, the one says so that would be the owner otherwise.
+        // Where no node has a device that is named, or nobody knows whether the owner has, the one says so
+        // that would be the owner otherwise. That there is none at all the others are told.
+        let is_unknown = |owner: &str| {
+            let said = self.members.says.get(owner).copied().unwrap_or_default();
+            said.devices == Devices::ANY && !self.here.devices.is_empty()
+        };
         let lacks = |it: &Decision<'_>| {
-            it.choice.owner().is_none() && it.choice.unfit.contains(&(this, Unfit::NoDevice))
+            it.choice.unfit.contains(&(this, Unfit::NoDevice))
+                && it.choice.owner().is_none_or(is_unknown)
         };
         if decisions.iter().any(lacks) {
             let mut nodes = nodes.clone();

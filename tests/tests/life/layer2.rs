@@ -13,11 +13,12 @@ use lbxdp_agent::sys::Access;
 use lbxdp_tests::cluster::UPLINK;
 use lbxdp_tests::manifests::{Endpoint, Port, Service};
 use lbxdp_tests::process::wait_until;
-use lbxdp_tests::traffic::neighbour::{Mac, Neighbour, mac};
-use lbxdp_tests::{Agent, AgentOptions};
+use lbxdp_tests::traffic::frame::parse_mac;
+use lbxdp_tests::traffic::neighbour::{ANSWER_WITHIN, Mac, Neighbour, mac};
+use lbxdp_tests::{Agent, AgentOptions, Netns, link};
 use serde_json::{Value, json};
 
-use crate::world::{EDIT_WITHIN, World, both, cluster_ip};
+use crate::world::{DEVICE_WITHIN, EDIT_WITHIN, World, both, cluster_ip, pods};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
 const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x200);
@@ -27,6 +28,8 @@ const OTHERS: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(198, 51, 100, 201)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x201)),
 ];
+/// A device on another network.
+const LAN: &str = "lan0";
 /// The directory is looked at every three seconds, whatever its events say.
 const LOOKED_AT_WITHIN: Duration = Duration::from_secs(8);
 /// Between two announcements of a burst.
@@ -243,6 +246,36 @@ fn an_address_is_answered_for_where_and_as_long_as_it_can_be_served() {
     switch.ip(&format!("link set {} up", world.node().name));
     wait_until("the device is used", EDIT_WITHIN, || answered(&world.agent) == VIPS.into());
     wait(&neighbour, &[owner]);
+}
+
+/// L9: a device that comes is answered by within a second, each time, and one that goes is forgotten.
+#[test]
+fn a_device_that_appears_answers_within_a_second() {
+    let devices = [UPLINK, LAN].map(str::to_owned).into();
+    let world = World::start(&pods(1, 0), AgentOptions { devices, ..AgentOptions::default() });
+    let node = &world.node().netns;
+    let neighbour = Neighbour::new(&world.cluster.client);
+    announce(&world);
+    wait(&neighbour, &[mac(node)]);
+    let office = Netns::new("office");
+    for _ in 0..3 {
+        link::veth((node, LAN), (&office, UPLINK));
+        let owner = parse_mac(&node.mac(LAN)).expect("a link-layer address");
+        let colleague = Neighbour::unknown(&office);
+        let since = Instant::now();
+        wait_until("the new device answers", DEVICE_WITHIN + ANSWER_WITHIN * 2, || {
+            colleague.are_had(&VIPS, &[owner])
+        });
+        println!("answered after {:?}, the question included", since.elapsed());
+        neighbour.expect(VIPS[0], &[mac(node)]);
+
+        node.ip(&format!("link del {LAN}"));
+        wait_until("it is forgotten", EDIT_WITHIN, || {
+            let rows = listed(&world.agent);
+            rows.iter().all(|row| !row.to_string().contains(LAN))
+        });
+        neighbour.expect(VIPS[0], &[mac(node)]);
+    }
 }
 
 #[test]

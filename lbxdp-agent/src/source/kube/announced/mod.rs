@@ -119,7 +119,7 @@ mod tests {
 
     use super::*;
     use crate::layer2::{Balancer, Here, NodeFacts, Resources};
-    use crate::members::Members;
+    use crate::members::{Devices, Members, Says};
     use crate::source::{Kind, Sourced};
     use crate::vip::Facts;
     use crate::vip::resources::read;
@@ -218,6 +218,14 @@ mod tests {
         let expected = "node \"n1\" cannot announce it with protocol \"layer2\": none of the devices \
                         that are named is there and carries frames";
         assert!(told.iter().all(|(_, note)| note == expected), "{told:?}");
+        // What the other one says of itself decides, where it says something.
+        for (device, is_told) in [("eth0", true), ("eth9", false)] {
+            let mut seen = seen(&services, &[], &json!({"interfaces": ["eth9"]}));
+            let says = Says { devices: Devices::of([device]), ..Says::default() };
+            seen.members.says.insert("n2".to_owned(), says);
+            let expected = if is_told { told.clone() } else { Vec::new() };
+            assert_eq!(notes(&seen), expected, "n2 has {device}");
+        }
         // Of a node without any device the others know, and one of them announces it if there is one.
         let mut none = seen(&services, &[], &json!({}));
         none.here.devices.clear();
