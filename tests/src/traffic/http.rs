@@ -171,7 +171,7 @@ fn check_pattern(
 /// meet on two processors, Linux before 6.19 may look for the connection while it takes the place of its
 /// half-open one, not find it, and answer with a reset (`inet_ehash_insert` in net/ipv4/inet_hashtables.c).
 /// One of some hundred thousand connections met that.
-const SETTLED: Duration = Duration::from_millis(1);
+const SETTLED: Duration = Duration::from_micros(100);
 
 /// A client's connection, for several requests.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lbxdp_agent::apply::pinned::PinnedMaps;
 use lbxdp_agent::netlink::conntrack::{Conntrack, Direction};
@@ -360,7 +360,12 @@ fn a_node_is_taken_over_and_handed_back_without_a_connection_lost_or_refused() {
     scene.agent_mut().set_options(handing_over);
     scene.agent_mut().start_again();
     assert_eq!(scene.left()["mode"], "handing_over");
-    wait_until("only what is held is left", TIMEOUT, || scene.left()["established"] == ALL);
+    let since = Instant::now();
+    while scene.left()["established"] != ALL && since.elapsed() < TIMEOUT {
+        sleep(PAUSE);
+    }
+    let flows = || scene.agent().cli(&["flow", "list"]);
+    assert_eq!(scene.left()["established"], ALL, "only what is held is left\n{}", flows());
     let (new, hits, sockets) =
         (scene.counter("flow_new"), scene.counter("flow_hit"), scene.counter("socket_connected"));
     let begun = scene.rules().begun();
