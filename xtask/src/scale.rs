@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::setup;
-use crate::util::{build_released, step};
+use crate::util::{released_agent, step};
 
 /// Options of `cargo xtask scale`.
 #[derive(Args)]
@@ -77,10 +77,7 @@ pub fn run(options: &Options) -> Result<()> {
     for program in binaries::CONTROL_PLANE {
         program.find()?;
     }
-    let agent = match &options.agent {
-        Some(agent) => agent.clone(),
-        None => build_released()?,
-    };
+    let agent = released_agent(options.agent.as_deref())?;
     sweep::stale();
     sweep::on_signal();
     let done = catch_unwind(AssertUnwindSafe(|| measure(options, &agent)));

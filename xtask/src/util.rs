@@ -77,8 +77,11 @@ pub fn build_programs() -> Result<()> {
     run(cargo().args(["build", "--workspace", "--bins", "--quiet"]))
 }
 
-/// Builds the agent as it is used, and says where it is.
-pub fn build_released() -> Result<PathBuf> {
+/// The agent to measure: this one, or one that is built as it is used.
+pub fn released_agent(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(given) = given {
+        return Ok(given.to_owned());
+    }
     crate::build_ebpf::run()?;
     step("building the agent with optimisations");
     run(cargo().args(["build", "--release", "--package", "lbxdp-agent", "--quiet"]))?;

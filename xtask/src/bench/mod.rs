@@ -19,7 +19,7 @@ use lbxdp_tests::sweep;
 use serde::{Deserialize, Serialize};
 
 use crate::setup;
-use crate::util::{build_programs, build_released, root, step};
+use crate::util::{build_programs, released_agent, root, step};
 use packets::Wanted;
 use stats::Quartiles;
 
@@ -153,10 +153,7 @@ pub fn run(options: &Options) -> Result<()> {
                 results.forwarding = Some(cleanly(run)?);
             }
             Bench::Requests => {
-                let agent = match &options.agent {
-                    Some(agent) => agent.clone(),
-                    None => build_released()?,
-                };
+                let agent = released_agent(options.agent.as_deref())?;
                 let run = || requests::run(options.pairs, &options.services, &agent);
                 results.requests = Some(cleanly(run)?);
             }

@@ -56,7 +56,7 @@ impl Place {
         let Hosts { client, node, end } = &hosts;
         for host in [client, end] {
             // XDP forwards what comes with a checksum, to devices that have NAPI.
-            host.exec(&format!("ethtool -K {UPLINK} tx off"));
+            host.tx_checksum_off(UPLINK);
             host.gro_on(UPLINK);
             host.sysctl("net.ipv4.ip_local_port_range", "1024 65535");
         }
