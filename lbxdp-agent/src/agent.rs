@@ -28,7 +28,7 @@ use crate::keep;
 use crate::layer2::{self, Announcer, Balancers};
 use crate::lock::Lock;
 use crate::members::{self, Devices, Says};
-use crate::model::{Desired, Endpoints, Family, Frontend, NodeFacts, Problem, Reason, Severity};
+use crate::model::{Desired, Family, Frontend, NodeFacts, Problem, Reason, Severity};
 use crate::netlink::{Monitor, Network, Routes};
 use crate::pins::Pins;
 use crate::problem::{self, Problems};
@@ -589,11 +589,7 @@ impl Agent {
                 Box::new(frontends.filter_map(|addr| desired.frontends.get(addr)))
             }
         };
-        let named = frontends.flat_map(|frontend| [&frontend.external, &frontend.internal]);
-        let named = named.filter_map(|endpoints| match endpoints {
-            Endpoints::Serve(backends) => Some(backends),
-            Endpoints::Reject | Endpoints::Drop => None,
-        });
+        let named = frontends.flat_map(Frontend::choices);
         let moved = match &self.changes {
             Changes::All => None,
             Changes::Some(touched) => Some(&touched.backends),

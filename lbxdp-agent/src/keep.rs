@@ -31,13 +31,8 @@ pub fn keep(actual: &Actual, desired: &mut Desired) -> usize {
                 None => continue,
             },
         };
-        for endpoints in [&frontend.external, &frontend.internal] {
-            if let Endpoints::Serve(backends) = endpoints {
-                desired
-                    .local_backends
-                    .extend(backends.iter().filter(|backend| local.contains(backend)));
-            }
-        }
+        let local = frontend.choices().flatten().filter(|backend| local.contains(backend));
+        desired.local_backends.extend(local);
         desired.frontends.insert(*addr, frontend);
         desired.kept.insert(*addr);
         kept += 1;

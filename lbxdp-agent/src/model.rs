@@ -208,6 +208,16 @@ impl Frontend {
         };
         Self { kind, name, external, internal, serving, clients: Clients::default() }
     }
+
+    /// The sets that clients are given one of, each once.
+    pub fn choices(&self) -> impl Iterator<Item = &EndpointSet> {
+        let is_twice = self.internal == self.external;
+        let sides = [Some(&self.external), (!is_twice).then_some(&self.internal)];
+        sides.into_iter().flatten().filter_map(|side| match side {
+            Endpoints::Serve(endpoints) => Some(endpoints),
+            Endpoints::Reject | Endpoints::Drop => None,
+        })
+    }
 }
 
 /// Rules about the clients of a frontend.

@@ -77,9 +77,15 @@ impl Known {
         self.is_listed
     }
 
-    /// The objects, one by one.
-    pub(super) fn objects(&self) -> impl Iterator<Item = Object> {
-        self.objects.iter().filter_map(|(id, packed)| packed.object(id.kind))
+    /// The objects, one by one; those of `arrived` need not be unpacked.
+    pub(super) fn objects(
+        &self,
+        arrived: &mut BTreeMap<ObjectId, Object>,
+    ) -> impl Iterator<Item = Object> {
+        let object = |(id, packed): (&ObjectId, &Packed)| {
+            arrived.remove(id).or_else(|| packed.object(id.kind))
+        };
+        self.objects.iter().filter_map(object)
     }
 
     /// The same as they are kept.

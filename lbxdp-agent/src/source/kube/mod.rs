@@ -85,6 +85,7 @@ pub struct Kube {
     events: Events,
     kinds: BTreeMap<Kind, Known>,
     phase: Phase,
+    /// What came since something was handed on.
     deltas: Vec<Delta>,
     /// The problems changed.
     is_news: bool,
@@ -274,9 +275,9 @@ impl Kube {
 
     fn note(&mut self, deltas: Vec<Delta>) {
         if matches!(self.phase, Phase::Following) && !deltas.is_empty() {
-            self.deltas.extend(deltas);
             self.store.touch();
         }
+        self.deltas.extend(deltas);
     }
 
     fn tick(&mut self, now: Instant) {
@@ -314,17 +315,28 @@ impl Kube {
             Phase::Silent(_) => return None,
             Phase::Remembering(_) | Phase::Following => {}
         }
-        if self.deltas.is_empty() && !std::mem::take(&mut self.is_news) {
+        let deltas = match self.phase {
+            Phase::Following => std::mem::take(&mut self.deltas),
+            // What is remembered stays until everything is listed.
+            Phase::Silent(_) | Phase::Remembering(_) => Vec::new(),
+        };
+        if !std::mem::take(&mut self.is_news) && deltas.is_empty() {
             return None;
         }
-        self.is_news = false;
-        let deltas = std::mem::take(&mut self.deltas);
         Some(Change::Some { deltas, problems: self.problems() })
     }
 
-    fn snapshot(&self) -> Snapshot {
-        let objects = self.kinds.values().flat_map(Known::objects);
-        let objects = objects.map(|object| Sourced::new("", object)).collect();
+    fn snapshot(&mut self) -> Snapshot {
+        let arrived =
+            std::mem::take(&mut self.deltas).into_iter().filter_map(|delta| match delta {
+                Delta::Apply { object, .. } => Some((object.object.id(), object.object)),
+                Delta::Delete(_) => None,
+            });
+        let mut arrived: BTreeMap<_, _> = arrived.collect();
+        let mut objects = Vec::new();
+        for known in self.kinds.values() {
+            objects.extend(known.objects(&mut arrived).map(|object| Sourced::new("", object)));
+        }
         Snapshot { objects, problems: self.problems() }
     }
 
