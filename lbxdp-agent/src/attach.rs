@@ -28,7 +28,7 @@ use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use lbxdp_common::flow_set::{LARGEST_TABLE, WAYS};
-use lbxdp_common::limits::MAX_FLOWS;
+use lbxdp_common::limits::{MAX_FLOWS, MAX_FRONTENDS};
 
 use crate::apply::MapError;
 use crate::apply::pinned::PinnedMaps;
@@ -69,6 +69,8 @@ pub struct Config {
     pub snat_ports: RangeInclusive<u16>,
     /// Entries of each flow table: a power of two. A flow has two.
     pub flows: u32,
+    /// Frontends of each family that there is room for.
+    pub frontends: u32,
     /// Ranges of addresses that only Services have.
     pub service_cidrs: ServiceCidrs,
     /// Log level of the programs, as `aya_log` counts: 0 is off, 5 is trace.
@@ -87,6 +89,7 @@ impl Default for Config {
             pin_path: pins::DEFAULT_PIN_PATH.into(),
             snat_ports: 61_000..=65_535,
             flows: MAX_FLOWS as u32,
+            frontends: MAX_FRONTENDS as u32,
             service_cidrs: ServiceCidrs::default(),
             log_level: 0,
             tc: TcMode::Auto,
@@ -622,8 +625,18 @@ fn xdp_devices(links: &[LinkPin]) -> BTreeSet<u32> {
         .collect()
 }
 
-/// The maps whose size is a setting.
+/// The maps whose size is a setting: tables of flows, and what there is for each frontend.
 const FLOW_MAPS: [&str; 2] = ["flows_v4", "flows_v6"];
+const FRONTEND_MAPS: [&str; 8] = [
+    "frontends_v4",
+    "frontends_v6",
+    "descriptors_v4",
+    "descriptors_v6",
+    "names_v4",
+    "names_v6",
+    "stats_v4",
+    "stats_v6",
+];
 
 const fn flow_sets(config: &Config) -> u32 {
     config.flows / WAYS as u32
@@ -636,13 +649,21 @@ fn specs(object: &[u8], config: &Config) -> anyhow::Result<BTreeMap<String, MapS
         "{} flow entries: not a power of two up to {LARGEST_TABLE}",
         config.flows
     );
+    ensure!(config.frontends > 0, "no room for frontends");
     let mut specs = pins::pinned_maps(object)?;
-    for name in FLOW_MAPS {
+    for (name, entries) in sizes(config) {
         if let Some(spec) = specs.get_mut(name) {
-            spec.max_entries = flow_sets(config);
+            spec.max_entries = entries;
         }
     }
     Ok(specs)
+}
+
+/// The entries of maps whose size is a setting.
+fn sizes(config: &Config) -> impl Iterator<Item = (&'static str, u32)> {
+    let flows = FLOW_MAPS.map(|name| (name, flow_sets(config)));
+    let frontends = FRONTEND_MAPS.map(|name| (name, config.frontends));
+    flows.into_iter().chain(frontends)
 }
 
 fn load_programs(
@@ -672,8 +693,8 @@ fn load_programs(
     for name in specs.keys() {
         loader.map_pin_path(name, maps.join(name));
     }
-    for name in FLOW_MAPS {
-        loader.map_max_entries(name, flow_sets);
+    for (name, entries) in sizes(config) {
+        loader.map_max_entries(name, entries);
     }
     let mut ebpf = loader.load(object).context("loading the BPF object")?;
 

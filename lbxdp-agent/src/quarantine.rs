@@ -95,6 +95,11 @@ impl IdPool {
         }
     }
 
+    /// How many ids there are.
+    pub const fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+
     /// Marks an id that a map holds as used. Says whether it was free: otherwise it is beyond the
     /// capacity, or somebody else's.
     pub fn reserve(&mut self, id: u32) -> bool {

@@ -58,7 +58,7 @@ pub struct Reconciler<M> {
 impl<M: Maps> Reconciler<M> {
     /// Reads what the maps hold.
     pub fn new(maps: M, now: u64) -> Result<Self, MapError> {
-        let planner = Planner::new(&maps.read()?, now);
+        let planner = Planner::new(&maps.read()?, maps.frontends(), now);
         let sweeps = Sweeps::new(planner.actual());
         Ok(Self { maps, planner, sweeps, failures: 0 })
     }

@@ -1,7 +1,8 @@
 //! Map capacities, in entries. One place, so that the memory limit of a container can be
 //! computed from it (map memory is charged to the pod that creates the maps).
 
-/// Frontends of one family; also the number of descriptors, names and statistics per family.
+/// Frontends of one family, unless the agent makes the maps another size; also the number of
+/// descriptors, names and statistics per family.
 pub const MAX_FRONTENDS: usize = 65_536;
 /// Backends of one family.
 pub const MAX_BACKENDS: usize = 131_072;

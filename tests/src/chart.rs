@@ -114,7 +114,7 @@ pub fn least_values() -> Value {
 
 /// Values that make the chart render everything it can.
 pub fn all_values() -> Value {
-    json!({
+    let mut values = json!({
         "apiServers": ["https://192.0.2.10:6443", "https://[2001:db8::10]:6443"],
         "image": {
             "repository": "registry.example/lbxdp",
@@ -165,7 +165,11 @@ pub fn all_values() -> Value {
                 "annotations": { "grafana_folder": "Network" },
             },
         },
-    })
+    });
+    // The macro takes only so many at once.
+    values["flows"] = json!(1_048_576);
+    values["frontends"] = json!(131_072);
+    values
 }
 
 /// The flat manifest as the chart gives it. The ConfigMap comes first, because it is what a cluster

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use lbxdp_common::limits::TABLE_BLOCKS;
+use lbxdp_common::limits::{MAX_FRONTENDS, TABLE_BLOCKS};
 use lbxdp_common::{AddressFlags, Descriptor, MemberKey};
 
 use super::{Actual, BackendEntry, FlowEntry, MapError, MapOp, Maps};
@@ -225,6 +225,10 @@ impl FakeMaps {
 }
 
 impl Maps for FakeMaps {
+    fn frontends(&self) -> usize {
+        MAX_FRONTENDS
+    }
+
     fn read(&self) -> Result<Actual, MapError> {
         Ok(self.actual.clone())
     }

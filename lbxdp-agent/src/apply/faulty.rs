@@ -31,6 +31,10 @@ impl<M> FaultyMaps<M> {
 }
 
 impl<M: Maps> Maps for FaultyMaps<M> {
+    fn frontends(&self) -> usize {
+        self.inner.frontends()
+    }
+
     fn read(&self) -> Result<Actual, MapError> {
         self.inner.read()
     }

@@ -181,6 +181,9 @@ pub struct MapError {
 
 /// The maps.
 pub trait Maps {
+    /// How many frontends of each family there is room for.
+    fn frontends(&self) -> usize;
+
     /// Reads everything.
     fn read(&self) -> Result<Actual, MapError>;
 

@@ -855,6 +855,10 @@ fn sum_of(map: &PerCpuArray<MapData, u64>, index: u32) -> io::Result<u64> {
 }
 
 impl Maps for PinnedMaps {
+    fn frontends(&self) -> usize {
+        self.v4.names.len().min(self.v6.names.len()) as usize
+    }
+
     fn read(&self) -> Result<Actual, MapError> {
         let mut actual = Actual {
             members: self.members.read()?.into_iter().map(|(member, _)| member).collect(),

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use lbxdp_common::flow_set::LARGEST_TABLE;
-use lbxdp_common::limits::MAX_FLOWS;
+use lbxdp_common::limits::{MAX_ADDRESSES, MAX_FLOWS, MAX_FRONTENDS};
 
 use crate::agent::{self, Options};
 use crate::attach::{Config, TcMode, cgroup};
@@ -77,6 +77,10 @@ pub struct RunArgs {
     #[arg(long, env = "LBXDP_FLOWS", value_name = "ENTRIES", default_value_t = MAX_FLOWS as u32,
           value_parser = flow_entries)]
     flows: u32,
+    /// Frontends of each family that there is room for: ports of Services times their addresses.
+    #[arg(long, env = "LBXDP_FRONTENDS", value_name = "NUMBER", default_value_t = MAX_FRONTENDS as u32,
+          value_parser = clap::value_parser!(u32).range(1..=MOST_FRONTENDS))]
+    frontends: u32,
     /// Where to serve /livez, /readyz, /healthz and /metrics.
     #[arg(long, env = "LBXDP_LISTEN", value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
@@ -185,6 +189,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         pins: PinArgs { pin_path },
         snat_ports,
         flows,
+        frontends,
         listen,
         xdp_mode,
         tc_mode,
@@ -216,6 +221,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
             pin_path,
             snat_ports,
             flows,
+            frontends,
             service_cidrs: ServiceCidrs::new(&service_cidrs)?,
             log_level: if packet_log { INFO } else { 0 },
             tc: match tc_mode {
@@ -233,6 +239,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         .context("starting the runtime")?
         .block_on(agent::run(options))
 }
+
+/// As many as there is room for addresses.
+const MOST_FRONTENDS: i64 = MAX_ADDRESSES as i64;
 
 fn flow_entries(text: &str) -> Result<u32, String> {
     const SMALLEST: u32 = 1_024;

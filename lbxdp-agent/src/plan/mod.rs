@@ -27,9 +27,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use lbxdp_common::limits::{
-    MAX_ADDRESSES, MAX_BACKENDS, MAX_FRONTENDS, MAX_MEMBERS, MAX_RANGES, TABLE_BLOCKS,
-};
+use lbxdp_common::limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_MEMBERS, MAX_RANGES, TABLE_BLOCKS};
 use lbxdp_common::{AddressFlags, Descriptor, FrontendInfo, TablePolicy, TableRef};
 
 use crate::apply::{Actual, BackendEntry, MapOp};
@@ -113,12 +111,13 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// Starts from what the maps hold. Ids stay what they are.
+    /// Starts from what the maps hold, which have room for so many frontends of each family. Ids stay
+    /// what they are.
     ///
     /// What the maps do not use is taken to be free: starting takes longer than any program run
     /// that may still see what the previous agent unpublished last.
-    pub fn new(actual: &Actual, now: u64) -> Self {
-        let mut frontend_pools = PerFamily::new(|| IdPool::new(MAX_FRONTENDS));
+    pub fn new(actual: &Actual, frontends: usize, now: u64) -> Self {
+        let mut frontend_pools = PerFamily::new(|| IdPool::new(frontends));
         let mut frontend_ids = BTreeMap::new();
         for (addr, id) in &actual.frontends {
             // Two keys with one id are nothing an agent writes; the second will be removed.
@@ -223,7 +222,8 @@ impl Planner {
         let leftovers = clients.leftovers(scope, &self.actual);
         let gone = clients.gone(scope, &before, &after, &self.actual);
         self.makes_room = !leftovers.is_empty() || !gone.is_empty();
-        let mut ops = leftovers;
+        let mut ops = self.plan_repairs(scope);
+        ops.extend(leftovers);
         self.plan_tables(&draft, &after, &mut ops);
         ops.extend(clients.additions(&self.actual));
         self.plan_frontends(&draft, &mut ops);
@@ -265,8 +265,8 @@ impl Planner {
         let PerFamily { v4, v6 } = &self.frontend_pools;
         let backends = self.backends.pools();
         vec![
-            room("frontends_v4", v4.used(), MAX_FRONTENDS),
-            room("frontends_v6", v6.used(), MAX_FRONTENDS),
+            room("frontends_v4", v4.used(), v4.capacity()),
+            room("frontends_v6", v6.used(), v6.capacity()),
             room("backends_v4", backends.v4.used(), MAX_BACKENDS),
             room("backends_v6", backends.v6.used(), MAX_BACKENDS),
             room("tables", self.tables.used_blocks(), TABLE_BLOCKS),
@@ -389,10 +389,14 @@ impl Planner {
         let id = match known {
             Some(id) => id,
             None => {
-                let Some(id) = self.frontend_pools.get_mut(family).take() else {
+                let pool = self.frontend_pools.get_mut(family);
+                let Some(id) = pool.take() else {
+                    let most = pool.capacity();
                     problems.exhausted(
                         frontend,
-                        format!("{addr} is not served: {MAX_FRONTENDS} {family} frontends exist"),
+                        format!(
+                            "{addr} is not served: {most} {family} frontends exist (--frontends)"
+                        ),
                     );
                     return;
                 };
@@ -518,6 +522,17 @@ impl Planner {
         }
     }
 
+    /// Keys that were found without an id of their own: it is another key's, or there is no room for
+    /// it any more. They go first, because they may take the place of others.
+    fn plan_repairs(&self, scope: Scope<'_>) -> Vec<MapOp> {
+        let found = match scope {
+            Scope::All => self.actual.frontends.keys(),
+            Scope::Some(_) => return Vec::new(),
+        };
+        let lost = found.filter(|addr| !self.frontend_ids.contains_key(addr));
+        lost.map(|addr| MapOp::RemoveFrontend { addr: *addr }).collect()
+    }
+
     /// Names, descriptors and keys of the frontends that are served.
     fn plan_frontends(&self, draft: &Draft<'_>, ops: &mut Vec<MapOp>) {
         for (addr, served) in &draft.served {
@@ -637,6 +652,7 @@ impl Planner {
         let gone: Vec<(FrontendAddr, u32)> = scope
             .programmed(&self.actual)
             .filter(|(addr, _)| !draft.served.contains_key(addr))
+            .filter(|(addr, _)| self.frontend_ids.contains_key(addr))
             .collect();
         ops.extend(gone.iter().map(|(addr, _)| MapOp::RemoveFrontend { addr: *addr }));
 

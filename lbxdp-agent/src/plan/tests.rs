@@ -1,7 +1,7 @@
 mod clients;
 
 use ipnet::IpNet;
-use lbxdp_common::limits::TABLE_BLOCKS;
+use lbxdp_common::limits::{MAX_FRONTENDS, TABLE_BLOCKS};
 use lbxdp_common::{FrontendKind, TableBlock};
 use proptest::prelude::*;
 
@@ -44,7 +44,7 @@ impl World {
         }
         Self {
             maps: FakeMaps::default(),
-            planner: Planner::new(&Actual::default(), 0),
+            planner: Planner::new(&Actual::default(), MAX_FRONTENDS, 0),
             desired: Desired::default(),
             facts,
         }
@@ -147,7 +147,7 @@ fn a_second_start_changes_nothing() {
     world.set("192.0.2.1:30000", FrontendKind::NodePort, "a", serve(&["10.1.0.3:80"]));
     world.set("10.96.0.2:80", FrontendKind::ClusterIp, "b", Endpoints::Reject);
     assert!(!world.run(None).ops.is_empty());
-    world.planner = Planner::new(&world.maps.actual, 0);
+    world.planner = Planner::new(&world.maps.actual, MAX_FRONTENDS, 0);
     assert_eq!(world.plan(None).ops, []);
     world.maps.now = 10 * SECOND;
     assert_eq!(world.plan(Some(&BTreeSet::new())).ops, []);
@@ -252,7 +252,7 @@ fn a_backend_is_retired_while_no_table_names_it() {
 
     // A new agent sees the same, and a table that names it again brings it back.
     world.maps.now += SECOND;
-    world.planner = Planner::new(&world.maps.actual, world.maps.now);
+    world.planner = Planner::new(&world.maps.actual, MAX_FRONTENDS, world.maps.now);
     assert_eq!(world.run(None).ops, []);
     world.set("10.96.0.1:80", FrontendKind::ClusterIp, "a", serve(&["10.1.0.2:80"]));
     assert_eq!(kinds(&world.run(None)), ["backend", "table", "descriptor"]);
@@ -437,7 +437,7 @@ fn what_no_agent_would_leave_behind_is_repaired() {
         backends::entry("10.1.0.2:80".parse().unwrap(), &world.desired, &world.facts).unwrap(),
     );
     world.maps = FakeMaps::holding(actual);
-    world.planner = Planner::new(&world.maps.actual, 0);
+    world.planner = Planner::new(&world.maps.actual, MAX_FRONTENDS, 0);
     world.run(None);
     world.settle();
     assert_eq!(dump(&world.maps.actual), right);
@@ -523,6 +523,27 @@ fn more_frontends_than_ids_leave_the_last_ones_out() {
     assert_eq!(plan.problems[0].object, format!("Service default/service-{MAX_FRONTENDS}"));
     world.planner.commit(&plan.ops);
     assert_eq!(world.planner.actual().frontends.len(), MAX_FRONTENDS);
+}
+
+/// As after a start with room for fewer frontends than before.
+#[test]
+fn keys_with_ids_that_there_are_no_more_make_room_first() {
+    let mut world = World::new();
+    world.set("10.96.0.1:80", FrontendKind::ClusterIp, "a", serve(&["10.1.0.1:80"]));
+    world.run(None);
+    let mut actual = world.maps.actual.clone();
+    actual.frontends = [(frontend("10.96.0.2:80"), 1)].into();
+    world.maps = FakeMaps::holding(actual);
+    world.planner = Planner::new(&world.maps.actual, 1, 0);
+    let ops = world.plan(None).ops;
+    let place = |wanted: &MapOp| ops.iter().position(|op| op == wanted);
+    let gone = place(&MapOp::RemoveFrontend { addr: frontend("10.96.0.2:80") });
+    let comes = place(&MapOp::InsertFrontend { addr: frontend("10.96.0.1:80"), id: 0 });
+    assert!(gone.is_some() && gone < comes, "{ops:?}");
+    world.run(None);
+    world.settle();
+    assert_eq!(world.maps.actual.frontends, [(frontend("10.96.0.1:80"), 0)].into());
+    assert_eq!(world.plan(None).ops, []);
 }
 
 /// One change of the input.
@@ -679,7 +700,7 @@ proptest! {
         let mut facts = NodeFacts::default();
         take_step(&Step::Node { local: 0x0f, routed: 0xff, addresses: 1 }, &mut desired, &mut facts);
         let mut maps = FaultyMaps::new(FakeMaps::default(), per_mille, seed);
-        let mut planner = Planner::new(&maps.inner.actual, 0);
+        let mut planner = Planner::new(&maps.inner.actual, MAX_FRONTENDS, 0);
         let none = BTreeSet::new();
         let settling = std::iter::repeat_n(Step::Sweep { wait: 10, flows: 0 }, 4);
         for (number, step) in steps.into_iter().chain(settling).enumerate() {
@@ -694,7 +715,7 @@ proptest! {
                 }
                 Step::Restart => {
                     maps.inner.now += SECOND;
-                    planner = Planner::new(&maps.inner.actual, maps.inner.now);
+                    planner = Planner::new(&maps.inner.actual, MAX_FRONTENDS, maps.inner.now);
                 }
                 _ => {}
             }
@@ -726,7 +747,7 @@ proptest! {
             }
         }
         let mut fresh = FakeMaps::default();
-        let plan = Planner::new(&fresh.actual, 0).plan(&desired, &facts, Some(&none), 0);
+        let plan = Planner::new(&fresh.actual, MAX_FRONTENDS, 0).plan(&desired, &facts, Some(&none), 0);
         fresh.apply(&plan.ops);
         prop_assert_eq!(dump(&maps.inner.actual), dump(&fresh.actual));
         prop_assert!(!planner.is_waiting());

@@ -189,6 +189,8 @@ fn values_that_nobody_knows_are_refused() {
         ("/nodeCpus", json!(0)),
         ("/image/digest", json!("sha256:12")),
         ("/xdpMode", json!("generic")),
+        ("/flows", json!(100_000)),
+        ("/frontends", json!(0)),
     ] {
         let mut values = all_values();
         *values.pointer_mut(path).expect(path) = wrong;

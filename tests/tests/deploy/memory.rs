@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::os::fd::AsRawFd as _;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use lbxdp_agent::object;
 use lbxdp_agent::pins::{Pins, pinned_maps};
 use lbxdp_agent::sys::{self, Access};
 use lbxdp_common::flow_set::FlowSet;
 use lbxdp_common::limits::{
-    FLOW_SETS, MAX_ADDRESSES, MAX_AFFINITIES, MAX_ANNOUNCED, MAX_BACKENDS, MAX_DEVICES,
+    FLOW_SETS, MAX_ADDRESSES, MAX_AFFINITIES, MAX_ANNOUNCED, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS,
     MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HOPS, MAX_MEMBERS, MAX_RANGES, MAX_SOCKETS, NEAR_DEVICES,
     PORT_WORDS, TABLE_BLOCKS,
 };
@@ -18,9 +19,10 @@ use lbxdp_common::{
     FragmentKey, FragmentPorts, FrontendInfo, FrontendKey, FrontendStats, Hop, MemberKey, Octets,
     RangeKey, SocketKey, SocketPeer, TableBlock, Watch, counter, drop_reason,
 };
-use lbxdp_tests::chart::{CHART, objects};
+use lbxdp_tests::chart::{CHART, Helm, least_values, objects};
 use lbxdp_tests::go::workspace;
 use lbxdp_tests::{Agent, AgentOptions, Cluster, Scratch, Spec};
+use serde_json::{Value, json};
 
 use crate::manifest;
 
@@ -58,15 +60,15 @@ impl Memory {
         self.maps += 2 * (40 + key + value).next_power_of_two() * entries;
     }
 
-    fn family<A: Octets>(&mut self) {
+    fn family<A: Octets>(&mut self, flow_sets: usize, frontends: usize) {
         let address = size_of::<A>();
         self.hash(address, size_of::<AddressFlags>(), MAX_ADDRESSES);
-        self.hash(size_of::<FrontendKey<A>>(), size_of::<u32>(), MAX_FRONTENDS);
-        self.array(size_of::<Descriptor>(), MAX_FRONTENDS);
-        self.array(size_of::<FrontendInfo>(), MAX_FRONTENDS);
+        self.hash(size_of::<FrontendKey<A>>(), size_of::<u32>(), frontends);
+        self.array(size_of::<Descriptor>(), frontends);
+        self.array(size_of::<FrontendInfo>(), frontends);
         self.array(size_of::<Backend<A>>(), MAX_BACKENDS);
-        self.array(size_of::<FlowSet<A>>(), FLOW_SETS);
-        self.per_cpu_array(size_of::<FrontendStats>(), MAX_FRONTENDS);
+        self.array(size_of::<FlowSet<A>>(), flow_sets);
+        self.per_cpu_array(size_of::<FrontendStats>(), frontends);
         // The length of the prefix comes before the key.
         self.trie(size_of::<u32>() + size_of::<RangeKey<A>>(), size_of::<u32>(), MAX_RANGES);
         self.hash(size_of::<SocketKey<A>>(), size_of::<SocketPeer<A>>(), MAX_SOCKETS);
@@ -76,9 +78,14 @@ impl Memory {
 
     /// Every map of the layout.
     fn of_the_layout() -> Self {
+        Self::with(FLOW_SETS, MAX_FRONTENDS)
+    }
+
+    /// The same with flow tables of so many sets, and room for so many frontends.
+    fn with(flow_sets: usize, frontends: usize) -> Self {
         let mut memory = Self::default();
-        memory.family::<[u8; 4]>();
-        memory.family::<[u8; 16]>();
+        memory.family::<[u8; 4]>(flow_sets, frontends);
+        memory.family::<[u8; 16]>(flow_sets, frontends);
         memory.array(size_of::<TableBlock>(), TABLE_BLOCKS);
         memory.hash(size_of::<u32>(), size_of::<Device>(), MAX_DEVICES);
         memory.array(size_of::<Device>(), NEAR_DEVICES);
@@ -146,6 +153,37 @@ fn the_chart_counts_every_map_of_the_layout() {
 }
 
 #[test]
+fn the_chart_knows_what_an_entry_takes() {
+    let (layout, chart) = (Memory::of_the_layout(), of_the_chart());
+    let more_flows = Memory::with(2 * FLOW_SETS, MAX_FRONTENDS);
+    assert_eq!(chart["flow"] * MAX_FLOWS, more_flows.maps - layout.maps);
+    assert_eq!(more_flows.cpu, layout.cpu);
+    let more_frontends = Memory::with(FLOW_SETS, 2 * MAX_FRONTENDS);
+    // Buckets are a power of two, of which the last entry may have asked for half.
+    let buckets = 2 * 16 * MAX_FRONTENDS;
+    assert_eq!(chart["frontend"] * MAX_FRONTENDS - buckets, more_frontends.maps - layout.maps);
+    assert_eq!(chart["frontendCpu"] * MAX_FRONTENDS, more_frontends.cpu - layout.cpu);
+}
+
+#[test]
+#[ignore = "needs Go"]
+fn the_limit_follows_the_values() {
+    const CPUS: usize = 8;
+    let mut values = least_values();
+    for (name, value) in [("flows", 4 * MAX_FLOWS), ("frontends", 100_000), ("nodeCpus", CPUS)] {
+        values[name] = json!(value);
+    }
+    let memory = Memory::with(4 * FLOW_SETS, 100_000);
+    let limit = memory.maps + CPUS * memory.cpu + (of_the_chart()["process"] << 20);
+    let objects = Helm::get().and_then(|helm| helm.objects(&values)).expect("the chart");
+    let limits = resources_of(&objects).limits.expect("limits");
+    let mebibytes: usize = limits["memory"].0.trim_end_matches("Mi").parse().expect("MiB");
+    let given = mebibytes << 20;
+    // Sums are rounded up twice, those of each CPU too.
+    assert!(given >= limit && given < limit + ((2 * CPUS + 4) << 20), "{given} for {limit}");
+}
+
+#[test]
 fn the_object_has_no_map_that_the_chart_does_not_count() {
     let (object, layout) = (Memory::of_the_object(), Memory::of_the_layout());
     assert!(object.maps <= layout.maps, "{object:?} {layout:?}");
@@ -181,14 +219,17 @@ fn possible_cpus() -> usize {
     last.parse::<usize>().expect("a number") + 1
 }
 
+fn resources_of(objects: &[Value]) -> ResourceRequirements {
+    let daemon = objects.iter().find(|object| object["kind"] == "DaemonSet").expect("one");
+    let daemon: DaemonSet = serde_json::from_value(daemon.clone()).expect("a DaemonSet");
+    let pod = daemon.spec.expect("spec").template.spec.expect("pod");
+    pod.containers[0].resources.clone().expect("resources")
+}
+
 #[test]
 fn the_limit_of_the_manifest_is_that_sum() {
     const CPUS: usize = 64;
-    let objects = objects(&manifest::text()).expect("YAML");
-    let daemon = objects.into_iter().find(|object| object["kind"] == "DaemonSet").expect("one");
-    let daemon: DaemonSet = serde_json::from_value(daemon).expect("a DaemonSet");
-    let pod = daemon.spec.expect("spec").template.spec.expect("pod");
-    let resources = pod.containers[0].resources.clone().expect("resources");
+    let resources = resources_of(&objects(&manifest::text()).expect("YAML"));
     let chart = of_the_chart();
     let limit = chart["maps"] + CPUS * chart["cpu"] + chart["process"];
     assert_eq!(resources.limits.expect("limits")["memory"].0, format!("{limit}Mi"));

@@ -11,9 +11,8 @@ const PENDING: &[&str] = &[];
 const WITHOUT_FLAG: &[&str] = &["LBXDP_LOG"];
 
 /// What the chart deliberately does not offer: another input, a place that is mounted, what costs
-/// time with each packet, what its memory limit is made of.
+/// time with each packet.
 const NOT_OFFERED: &[&str] = &[
-    "LBXDP_FLOWS",
     "LBXDP_KUBECONFIG",
     "LBXDP_MANIFESTS",
     "LBXDP_PACKET_LOG",

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use lbxdp_common::limits::MAX_FRONTENDS;
 use lbxdp_tests::process::{command, run, wait_until};
 
 use crate::world::{EDIT_WITHIN, World};
@@ -57,4 +58,34 @@ fn a_map_of_another_shape_from_before_the_first_start_is_reported_and_replaced()
     fs::create_dir_all(world.pins().maps()).expect("a directory of pins");
     misplace(&world, "flows_v6", "lru_hash", [40, 56, 16]);
     is_rebuilt(&mut world, "pinned map flows_v6: type is 9, expected 2");
+}
+
+#[test]
+fn the_room_for_frontends_and_flows_is_a_setting() {
+    // A ClusterIP and a NodePort of each family, and what the Service has besides.
+    let mut world = World::with_pods(1, 1);
+    world.ask_both();
+    let capacity = |world: &World, map: &str| {
+        let (_, metrics) = world.agent.get("/metrics").expect("metrics");
+        let name = format!("lbxdp_map_capacity_entries{{map=\"{map}\"}} ");
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        line.unwrap_or_else(|| panic!("no {name}in\n{metrics}")).parse::<usize>().expect("a number")
+    };
+    assert_eq!(capacity(&world, "frontends_v4"), MAX_FRONTENDS);
+    assert_eq!(capacity(&world, "frontends_v6"), MAX_FRONTENDS);
+
+    assert!(world.agent.stop().success());
+    let room = ["--frontends=1".to_owned(), "--flows=1024".to_owned()];
+    world.agent.change_options(|options| options.extra.extend(room));
+    world.agent.start_again();
+    assert!(world.agent.log().contains(" is not served: 1 IPv4 frontends exist (--frontends)"));
+    assert_eq!(capacity(&world, "frontends_v4"), 1);
+
+    assert!(world.agent.stop().success());
+    world.agent.change_options(|options| {
+        options.extra.truncate(options.extra.len() - 2);
+        options.extra.push(format!("--frontends={}", 2 * MAX_FRONTENDS));
+    });
+    is_rebuilt(&mut world, "pinned map ");
+    assert_eq!(capacity(&world, "frontends_v4"), 2 * MAX_FRONTENDS);
 }

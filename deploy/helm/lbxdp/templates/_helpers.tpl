@@ -26,15 +26,34 @@ for the source ranges. A test compares these with the maps' capacities.
   maps     maps that have one copy
   cpu      statistics, for each possible CPU
   process  the agent itself with 10,000 Services, the programs, and the kernel's work to verify them
+
+And in bytes, for each entry more or less than the values' defaults: of both flow tables, of both families'
+frontends, and their statistics for each possible CPU.
 */}}
 {{- define "lbxdp.memory" -}}
 maps: 275
 cpu: 5
 process: 256
+flow: 192
+frontend: 592
+frontendCpu: 64
+{{- end }}
+
+{{/* The same for these values. */}}
+{{- define "lbxdp.memoryOfValues" -}}
+{{- $memory := include "lbxdp.memory" . | fromYaml -}}
+{{- $flows := sub (int .Values.flows) 262144 -}}
+{{- $frontends := sub (int .Values.frontends) 65536 -}}
+{{- $mebi := 1048576.0 -}}
+{{- $maps := add (mul $flows $memory.flow) (mul $frontends $memory.frontend) -}}
+{{- $cpu := mul $frontends $memory.frontendCpu -}}
+maps: {{ add $memory.maps (ceil (divf $maps $mebi)) }}
+cpu: {{ add $memory.cpu (ceil (divf $cpu $mebi)) }}
+process: {{ $memory.process }}
 {{- end }}
 
 {{- define "lbxdp.resources" -}}
-{{- $memory := include "lbxdp.memory" . | fromYaml -}}
+{{- $memory := include "lbxdp.memoryOfValues" . | fromYaml -}}
 {{- if .Values.resources -}}
 {{ toYaml .Values.resources }}
 {{- else -}}
@@ -55,6 +74,8 @@ limits:
 # the address of the Service "kubernetes": nobody serves it before the agent does.
 LBXDP_API_SERVERS: {{ join "," .Values.apiServers | quote }}
 LBXDP_BULK_REMOVAL_HOLD: {{ .Values.bulkRemovalHoldSeconds | quote }}
+LBXDP_FLOWS: {{ .Values.flows | int | quote }}
+LBXDP_FRONTENDS: {{ .Values.frontends | int | quote }}
 LBXDP_LAYER2: {{ .Values.layer2.enabled | ternary "on" "off" | quote }}
 LBXDP_LISTEN: {{ printf (contains ":" .Values.listen.address | ternary "[%s]:%d" "%s:%d") .Values.listen.address (int .Values.listen.port) | quote }}
 LBXDP_LOG: {{ .Values.log | quote }}

@@ -133,7 +133,7 @@ fn the_id_of_a_service_port_stays_as_long_as_its_frontend_does() {
     world.all_rules(&clients(10, None));
     world.run(None);
     assert_eq!(world.descriptor(CLUSTER_IP).service, service);
-    world.planner = Planner::new(&world.maps.actual, 0);
+    world.planner = Planner::new(&world.maps.actual, MAX_FRONTENDS, 0);
     assert_eq!(world.plan(None).ops, []);
 
     // Its frontend becomes another Service's, which has an id already.
@@ -212,7 +212,7 @@ fn what_an_agent_left_behind_under_an_id_is_gone_before_the_id_is_used() {
     let word = TableRef(world.descriptor(VIP).external);
     actual.members.insert(MemberKey { first_block: word.first_block(), backend: 77 });
     world.maps = FakeMaps::holding(actual);
-    world.planner = Planner::new(&world.maps.actual, 0);
+    world.planner = Planner::new(&world.maps.actual, MAX_FRONTENDS, 0);
     world.all_rules(&clients(10, Some(&["10.7.0.0/16"])));
     let order = ["remove member", "remove range", "member", "range", "descriptor"];
     assert_eq!(kinds(&world.run(None)), order);
@@ -262,7 +262,7 @@ fn a_frontend_without_room_for_its_members_is_served_without_affinity() {
     actual.descriptors.insert((Family::V4, 99), other);
     let member = |backend| MemberKey { first_block: 16, backend };
     actual.members = (0..MAX_MEMBERS as u32 - 1).map(member).collect();
-    world.planner = Planner::new(&actual, 0);
+    world.planner = Planner::new(&actual, MAX_FRONTENDS, 0);
     world.all_rules(&clients(10, None));
     let plan = world.plan(None);
     let problems: Vec<_> = plan.problems.iter().map(Problem::to_string).collect();
@@ -341,7 +341,7 @@ proptest! {
         let mut desired = Desired::default();
         let mut facts = NodeFacts::default();
         take_step(&Step::Node { local: 0x0f, routed: 0xff, addresses: 1 }, &mut desired, &mut facts);
-        let mut planner = Planner::new(&Actual::default(), 0);
+        let mut planner = Planner::new(&Actual::default(), MAX_FRONTENDS, 0);
         let mut now = 0;
         for step in steps {
             take_step(&step, &mut desired, &mut facts);

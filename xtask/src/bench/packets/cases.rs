@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use anyhow::{Result, bail};
 use lbxdp_bench_ebpf::{BACKENDS, Backend, Choice, Frontend, MAX_LISTED};
-use lbxdp_common::limits::MAX_FLOWS;
+use lbxdp_common::limits::{MAX_FLOWS, MAX_FRONTENDS};
 use lbxdp_tests::Cluster;
 use lbxdp_tests::manifests::{Endpoint, Port, Service};
 use serde_json::{Value, json};
@@ -81,7 +81,7 @@ pub enum Node {
     Few,
     /// The same with a thousand frontends.
     Thousand,
-    /// Nearly as many frontends of a family as its maps hold ([`lbxdp_common::limits::MAX_FRONTENDS`]).
+    /// A hundred thousand.
     Most,
     /// A million flows.
     Million,
@@ -91,7 +91,8 @@ impl Node {
     /// Makes it.
     pub fn make(self) -> Result<World> {
         let entries = if self == Self::Million { ROOM_FOR_A_MILLION } else { MAX_FLOWS };
-        World::new(entries, |cluster| match self {
+        let frontends = if self == Self::Most { 2 * MAX_FRONTENDS } else { MAX_FRONTENDS };
+        World::new(entries, frontends, |cluster| match self {
             Self::Usual | Self::Few => usual(cluster, 0),
             Self::Crowded => {
                 let kept = service("kept", KEPT).spec("sessionAffinity", json!("ClientIP"));
@@ -113,7 +114,7 @@ impl Node {
                 objects
             }
             Self::Thousand => usual(cluster, 1_000),
-            Self::Most => usual(cluster, 60_000),
+            Self::Most => usual(cluster, 100_000),
         })
     }
 }
@@ -170,7 +171,7 @@ impl Kind {
         let services = match node {
             Node::Few => "/few-services",
             Node::Thousand => "/1k-services",
-            Node::Most => "/60k-services",
+            Node::Most => "/100k-services",
             _ => "",
         };
         format!("{path}/{family}/{protocol}/{flows}{services}")
@@ -264,14 +265,14 @@ fn backend(v6: bool, n: u16) -> IpAddr {
 }
 
 /// The Services of the usual node, and others with `frontends` IPv4 frontends in all.
-fn usual(cluster: &Cluster, frontends: u16) -> Vec<Value> {
+fn usual(cluster: &Cluster, frontends: u32) -> Vec<Value> {
     let node = cluster.node(0);
     let mut objects = service("elsewhere", ELSEWHERE).with(&elsewhere(1..=FEW));
     objects.extend(service("here", HERE).with(&Endpoint::pods_of(node)));
     objects.push(service("empty", EMPTY).object());
     let pod = [Endpoint::new(node.pods[0].v4, &node.name)];
-    for number in 0..frontends / PORTS_EACH {
-        let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 16, 0)) + u32::from(number));
+    for number in 0..frontends / u32::from(PORTS_EACH) {
+        let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 16, 0)) + number);
         let mut service = Service::new(&format!("other-{number}")).cluster_ip(&address.to_string());
         for port in 0..PORTS_EACH {
             service = service.port(Port::tcp(&format!("p{port}"), 80 + port, BACKEND_PORT));

@@ -61,8 +61,12 @@ pub struct World {
 
 impl World {
     /// Builds the hosts and has an agent serve what `objects` makes of them, with tables of so many
-    /// entries for flows. It has to reach backends of both families by way of the other node.
-    pub fn new(flows: usize, objects: impl FnOnce(&Cluster) -> Vec<Value>) -> Result<Self> {
+    /// entries for flows and so many frontends. It has to reach backends of both families by way of the other node.
+    pub fn new(
+        flows: usize,
+        frontends: usize,
+        objects: impl FnOnce(&Cluster) -> Vec<Value>,
+    ) -> Result<Self> {
         let cluster = Cluster::new(&Spec { pods: vec![1, 1], ..Spec::default() });
         let (node, peer) = (cluster.node(0), cluster.node(1));
         let peer_mac = mac(&peer.netns)?;
@@ -83,7 +87,7 @@ impl World {
         let options = AgentOptions {
             cgroup: ServedCgroup::None,
             do_not_wait: true,
-            extra: vec![format!("--flows={flows}")],
+            extra: vec![format!("--flows={flows}"), format!("--frontends={frontends}")],
             ..AgentOptions::default()
         };
         let mut agent = Agent::start(node, &manifests.path(), options);
